@@ -1,0 +1,366 @@
+"""The smallest checkpoint of each model family that the host still takes for that family.
+
+A family is written down as a *sketch*: the few keys and shapes that the host's detection reads.
+The detection turns the sketch into a configuration, the host's own class is made from it, every
+weight gets a random value, and the state dict is a file for ``UNETLoader`` (folder
+``diffusion_models``, no text encoder, no autoencoder). Conditionings and latents are made here
+directly, with the widths and entries that the host's own text-encode nodes give.
+
+Some families have their width fixed by constants in the detection, so that even one block of them
+takes gigabytes. `small_constants` shrinks those constants while tests build, load and use them;
+the detection, the classes and the sampling stay the host's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+Sketch = dict[str, torch.Tensor]
+
+# What `small_constants` changes, by the `image_model` that the host detected.
+SMALL_CONSTANTS: dict[str, dict[str, Any]] = {
+    "pixart_sigma": {"hidden_size": 128},
+    "flux": {"num_heads": 1},
+    "chroma_radiance": {
+        "num_heads": 1,
+        "out_dim": 128,
+        "hidden_dim": 64,
+        "n_layers": 1,
+        "nerf_depth": 1,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family: what the host must take it for, and the inputs it expects."""
+
+    name: str
+    title: str
+    config_class: str
+    """Name of the `comfy.supported_models` class."""
+    model_class: str
+    """Name of the `comfy.model_base` class."""
+    prediction: str
+    """Name of the `comfy.model_base.ModelType`."""
+    sketch: Callable[[], Sketch]
+    latent_channels: int
+    downscale: int
+    """Pixels along one side of a latent cell."""
+    context_width: int
+    pooled_width: int | None = None
+    """Width of `pooled_output`; None where the text encoder gives no pooled vector."""
+    uses_pooled: bool = False
+    """Whether the model reads the pooled vector (SD1.x has one and ignores it)."""
+    size: tuple[int, int] = (8, 8)
+    """Smallest comfortable latent, rows by columns."""
+    tokens: int = 77
+    entries: dict[str, Any] = field(default_factory=dict)
+    """Further entries of the conditioning, such as `guidance`."""
+    scalars: tuple[str, ...] = ()
+    """Those of the entries that change the prediction."""
+    concat: str | None = None
+    """`inpaint` or `upscale` where the model takes a picture beside the noise."""
+    extra_keys: Callable[[torch.Generator], Sketch] | None = None
+    """Keys that only the detection reads."""
+    large: bool = False
+    """More than 0.3 GB of float32 weights unless built under `small_constants`."""
+
+    def state_dict(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Sketch:
+        """Random weights of the host's own class, reproducible from `seed`.
+
+        Nothing is left at zero: the usual zero-initialised output layers would cut the prediction
+        off from the text, and a test on such a model proves nothing.
+        """
+        model = _host_model(self.sketch())
+        generator = torch.Generator().manual_seed(seed)
+        weights = {}
+        for key, tensor in sorted(model.state_dict().items()):
+            weights[key] = _random_weight(key, tensor, generator).to(dtype)
+        if self.extra_keys is not None:
+            weights.update(self.extra_keys(generator))
+        return weights
+
+    def build(self, path: Path | str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+        """Write the checkpoint (safetensors, in `dtype`) and return its path."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(seed, dtype), path)
+        return path
+
+
+def conditioning(
+    family: Family,
+    tokens: int | None = None,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+) -> list[list[Any]]:
+    """A CONDITIONING as the host's text-encode nodes give for `family`.
+
+    `tokens` is the length of the embedding ``[1, tokens, context_width]``, normally distributed
+    with unit variance; `size` is the latent's rows and columns, which the pictures beside the
+    noise must match.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = size or family.size
+    embedding = torch.randn(
+        1, tokens or family.tokens, family.context_width, generator=generator
+    )
+    pooled = None
+    if family.pooled_width is not None:
+        pooled = torch.randn(1, family.pooled_width, generator=generator)
+    entries: dict[str, Any] = {"pooled_output": pooled, **family.entries}
+    if family.concat == "inpaint":
+        mask = torch.zeros(1, 1, rows * family.downscale, columns * family.downscale)
+        mask[..., : mask.shape[-1] // 2] = 1.0
+        entries["concat_latent_image"] = torch.randn(
+            1, family.latent_channels, rows, columns, generator=generator
+        )
+        entries["concat_mask"] = mask
+    elif family.concat == "upscale":
+        entries["concat_image"] = torch.rand(1, 3, rows, columns, generator=generator) * 2 - 1
+    return [[embedding, entries]]
+
+
+def latent(
+    family: Family, seed: int = 0, batch: int = 1, size: tuple[int, int] | None = None
+) -> dict[str, torch.Tensor]:
+    """A LATENT for `family`: random samples ``[batch, channels, rows, columns]``."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = size or family.size
+    shape = (batch, family.latent_channels, rows, columns)
+    return {"samples": torch.randn(shape, generator=generator)}
+
+
+@contextmanager
+def small_constants() -> Iterator[None]:
+    """Let the host's detection give small values where it has constants for large models.
+
+    Builds and loads must both be inside, for a file built inside cannot be loaded outside. What was
+    loaded inside can be used outside.
+    """
+    from comfy import model_detection
+
+    detect = model_detection.detect_unet_config
+
+    def detect_small(*args: Any, **kwargs: Any) -> dict[str, Any] | None:
+        config = detect(*args, **kwargs)
+        if config is not None:
+            config.update(SMALL_CONSTANTS.get(config.get("image_model"), {}))
+        return config
+
+    with mock.patch.object(model_detection, "detect_unet_config", detect_small):
+        yield
+
+
+def parameters(family: Family) -> int:
+    """Number of weights of `family` as the host would build it now; none are allocated."""
+    return sum(p.numel() for p in _host_model(family.sketch(), "meta").parameters())
+
+
+def _host_model(sketch: Sketch, device: str | None = None) -> torch.nn.Module:
+    from comfy import model_detection
+
+    config = model_detection.model_config_from_unet(sketch, "")
+    config.set_inference_dtype(torch.float32, None)
+    return config.get_model(sketch, "", device=device).diffusion_model
+
+
+def _random_weight(
+    key: str, tensor: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    if tensor.dim() > 1:
+        # Keeps activations near unit variance through any depth of residual blocks.
+        fan_in = tensor[0].numel()
+        return torch.randn(tensor.shape, generator=generator) * fan_in**-0.5
+    noise = torch.randn(tensor.shape, generator=generator) * 0.1
+    return noise if key.endswith("bias") else 1 + noise
+
+
+def _shape(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _unet(
+    channels: int,
+    width: int,
+    context: int,
+    down: list[int | None],
+    up: list[int],
+    linear: bool = True,
+    pooled: int | None = None,
+) -> Sketch:
+    """Keys of a UNet with a middle block that holds one transformer.
+
+    `down` has the number of transformers in each input block after the first (None: a
+    downsampling), `up` that in each output block.
+    """
+    sketch = {
+        "input_blocks.0.0.weight": _shape(width, channels, 3, 3),
+        "out.2.weight": _shape(4, width, 3, 3),
+        "middle_block.1.proj_in.weight": _shape(width, width),
+        "middle_block.1.transformer_blocks.0.attn2.to_k.weight": _shape(width, context),
+    }
+    if pooled is not None:
+        sketch["label_emb.0.0.weight"] = _shape(width * 4, pooled)
+
+    def add_block(prefix: str, depth: int) -> None:
+        sketch[prefix + "0.in_layers.0.weight"] = _shape(width)
+        sketch[prefix + "0.out_layers.3.weight"] = _shape(width, width, 3, 3)
+        for index in range(depth):
+            block = f"{prefix}1.transformer_blocks.{index}."
+            sketch[block + "attn2.to_k.weight"] = _shape(width, context)
+            proj = (width, width) if linear else (width, width, 1, 1)
+            sketch[prefix + "1.proj_in.weight"] = _shape(*proj)
+
+    for index, depth in enumerate(down, start=1):
+        if depth is None:
+            sketch[f"input_blocks.{index}.0.op.weight"] = _shape(width, width, 3, 3)
+        else:
+            add_block(f"input_blocks.{index}.", depth)
+    for index, depth in enumerate(up):
+        add_block(f"output_blocks.{index}.", depth)
+    return sketch
+
+
+def _sd1(channels: int) -> Sketch:
+    return _unet(channels, 320, 768, down=[1], up=[0, 1], linear=False)
+
+
+def _sd2() -> Sketch:
+    return _unet(4, 320, 1024, down=[1], up=[0, 1])
+
+
+def _v_prediction_mark(generator: torch.Generator) -> Sketch:
+    # The host tells SD2.x v from eps models by the spread of this bias. The smallest model has no
+    # such block, so the key is only read by the detection and then reported as unexpected.
+    key = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    return {key: torch.randn(320, generator=generator)}
+
+
+def _sdxl() -> Sketch:
+    # These depths are KOALA's, the shallowest model that the host runs by its SDXL class.
+    return _unet(4, 320, 2048, down=[0, 2, 5], up=[0, 0, 0, 1], pooled=2816)
+
+
+def _x4() -> Sketch:
+    # The host's list of levels without self-attention has four entries, so there are four levels.
+    down = [1, None, 0, None, 0, None, 0]
+    return _unet(7, 256, 1024, down=down, up=[0] * 7 + [1])
+
+
+def _sd3() -> Sketch:
+    width = 128
+    return {
+        "joint_blocks.0.context_block.attn.qkv.weight": _shape(width * 3, width),
+        "joint_blocks.0.context_block.attn.ln_q.weight": _shape(64),
+        "x_embedder.proj.weight": _shape(width, 16, 2, 2),
+        "final_layer.linear.weight": _shape(64, width),
+        "y_embedder.mlp.0.weight": _shape(width, 2048),
+        "context_embedder.weight": _shape(width, 4096),
+        "pos_embed": _shape(1, 64 * 64, width),
+    }
+
+
+def _pixart() -> Sketch:
+    return {"t_block.1.weight": _shape(1), "blocks.0.": _shape(1)}
+
+
+def _narrowest(sketch: Callable[[int], Sketch]) -> Sketch:
+    # Where the host's constants ask for one width, only that width makes a working model.
+    from comfy import model_detection
+
+    for width in (128, 3072):
+        config = model_detection.detect_unet_config(sketch(width), "")
+        fits = config["num_heads"] * sum(config["axes_dim"]) == width
+        if fits and config.get("out_dim", width) == width:
+            return sketch(width)
+    raise RuntimeError(f"no width fits {config}")
+
+
+def _flux() -> Sketch:
+    def sketch(width: int) -> Sketch:
+        return {
+            "double_blocks.0.img_attn.norm.key_norm.scale": _shape(128),
+            "single_blocks.0.": _shape(1),
+            "img_in.weight": _shape(width, 64),
+            "txt_in.weight": _shape(width, 4096),
+            "vector_in.in_layer.weight": _shape(width, 768),
+            "guidance_in.in_layer.weight": _shape(width, 256),
+        }
+
+    return _narrowest(sketch)
+
+
+def _radiance() -> Sketch:
+    def sketch(width: int) -> Sketch:
+        return {
+            "double_blocks.0.img_attn.norm.key_norm.scale": _shape(128),
+            "distilled_guidance_layer.norms.0.scale": _shape(1),
+            "nerf_blocks.0.norm.scale": _shape(1),
+            "nerf_final_layer_conv.norm.scale": _shape(1),
+            "img_in_patch.weight": _shape(width, 3, 16, 16),
+            "txt_in.weight": _shape(width, 4096),
+        }
+
+    return _narrowest(sketch)
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "sd15", "Stable Diffusion 1.x", "SD15", "BaseModel", "EPS",
+            lambda: _sd1(4), 4, 8, 768, pooled_width=768,
+        ),
+        Family(
+            "sd15_inpaint", "Stable Diffusion 1.x inpainting", "SD15", "BaseModel", "EPS",
+            lambda: _sd1(9), 4, 8, 768, pooled_width=768, concat="inpaint",
+        ),
+        Family(
+            "sd2_v", "Stable Diffusion 2.x, v-prediction", "SD20", "BaseModel", "V_PREDICTION",
+            _sd2, 4, 8, 1024, pooled_width=1024, extra_keys=_v_prediction_mark,
+        ),
+        Family(
+            "sdxl", "Stable Diffusion XL", "KOALA_700M", "SDXL", "EPS",
+            _sdxl, 4, 8, 2048, pooled_width=1280, uses_pooled=True,
+            entries={"width": 64, "height": 64, "crop_w": 0, "crop_h": 0,
+                     "target_width": 64, "target_height": 64},
+            scalars=("width", "crop_h", "target_height"),
+        ),
+        Family(
+            "sd3", "Stable Diffusion 3", "SD3", "SD3", "FLOW",
+            _sd3, 16, 8, 4096, pooled_width=2048, uses_pooled=True, tokens=154,
+        ),
+        Family(
+            "flux", "Flux", "Flux", "Flux", "FLUX",
+            _flux, 16, 8, 4096, pooled_width=768, uses_pooled=True, tokens=256,
+            entries={"guidance": 3.5}, scalars=("guidance",), large=True,
+        ),
+        Family(
+            # Its position embedding divides by zero for latents of 32 cells a side or fewer on
+            # average, hence the long strip.
+            "pixart", "PixArt Sigma", "PixArtSigma", "PixArt", "EPS",
+            _pixart, 4, 8, 4096, size=(8, 58), tokens=120,
+        ),
+        Family(
+            "radiance", "Chroma Radiance", "ChromaRadiance", "ChromaRadiance", "FLUX",
+            _radiance, 3, 1, 4096, size=(32, 32), tokens=64,
+            entries={"guidance": 0.0}, scalars=("guidance",), large=True,
+        ),
+        Family(
+            "x4_upscaler", "Stable Diffusion x4 upscaler", "SD_X4Upscaler", "SD_X4Upscaler",
+            "V_PREDICTION", _x4, 4, 4, 1024, pooled_width=1024, concat="upscale",
+            entries={"noise_augmentation": 0.1}, scalars=("noise_augmentation",),
+        ),
+    )
+}
