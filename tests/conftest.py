@@ -1,0 +1,118 @@
+"""Fixtures of all tests: ComfyUI in this process, the pack as ComfyUI loads it, a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from client import Client
+from environment import REPOSITORY, is_comfyui
+from host_process import PACK, Server, base_arguments, make_base, serve
+
+
+def pytest_configure() -> None:
+    """Make ``imagic_core`` importable alone: the pack's root must not be on the path."""
+    root = REPOSITORY / "imagic_core"
+    spec = importlib.util.spec_from_file_location("imagic_core", root / "__init__.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["imagic_core"] = module
+    spec.loader.exec_module(module)
+
+
+@pytest.fixture(scope="session")
+def comfyui_folder() -> Path:
+    """The ComfyUI that the tests run in; its Python is this process's own."""
+    folder = Path(os.environ.get("COMFYUI_PATH", ""))
+    assert is_comfyui(folder), "run the tests with: python tests/run.py [pytest arguments]"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def comfy(comfyui_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """ComfyUI in this process, on the CPU, with its core nodes: the module ``comfy``."""
+    base = tmp_path_factory.mktemp("comfyui")
+    make_base(base, REPOSITORY)
+    sys.path.insert(0, str(comfyui_folder))
+    arguments = sys.argv
+    # Read once, when comfy.cli_args is imported first.
+    sys.argv = ["main.py", *base_arguments(base)]
+    try:
+        importlib.import_module("comfy.options").enable_args_parsing()
+        importlib.import_module("comfy.cli_args")
+    finally:
+        sys.argv = arguments
+    nodes = importlib.import_module("nodes")
+    failed = asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    assert not failed, f"core nodes that did not import: {failed}"
+    return importlib.import_module("comfy")
+
+
+@pytest.fixture(scope="session")
+def pack(comfy: ModuleType) -> ModuleType:
+    """The pack as ComfyUI's loader made it, with ``pack.nodes`` and ``pack.imagic_core``."""
+    nodes = importlib.import_module("nodes")
+    folder_paths = importlib.import_module("folder_paths")
+    path = os.path.join(folder_paths.get_folder_paths("custom_nodes")[0], PACK)
+    assert asyncio.run(nodes.load_custom_node(path, module_parent="custom_nodes"))
+    module = sys.modules[path.replace(".", "_x_")]
+    for name in ("nodes", "imagic_core"):
+        importlib.import_module(f"{module.__name__}.{name}")
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the smallest network that is Stable Diffusion 1.x to ComfyUI, untrained."""
+    from miniature.tiny import build_tiny
+
+    file = tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors"
+    build_tiny(file, seed=0)
+    return file
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_folder: Path, tiny_checkpoint: Path) -> Iterator[Server]:
+    """A real server with the pack and the tiny checkpoint, one for all tests."""
+    with serve(comfyui_folder, Path(sys.executable), REPOSITORY, [tiny_checkpoint]) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A front end of its own, connected to the server."""
+    with Client(server.url) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session")
+def tedbench() -> Path:
+    """TEdBench's photographs and prompts, which are not ours to pass on."""
+    folder = Path(os.environ.get("TEDBENCH", REPOSITORY.parent / "shared" / "tedbench"))
+    if not (folder / "originals").is_dir():
+        pytest.skip(f"no TEdBench data at {folder}; set TEDBENCH to where it lies")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The Chromium or Chrome of this machine."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    macos = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+    windows = [
+        os.path.expandvars(rf"%{root}%\Google\Chrome\Application\chrome.exe")
+        for root in ("ProgramFiles", "ProgramFiles(x86)", "LocalAppData")
+    ]
+    for candidate in (*names, macos, *windows):
+        found = shutil.which(candidate)
+        if found:
+            return found
+    pytest.skip("no Chromium or Chrome on this machine")
