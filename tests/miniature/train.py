@@ -1,0 +1,398 @@
+"""Train the miniature from nothing, or on from its own shipped weights.
+
+    python tests/miniature/train.py --work DIR [--device cuda] [--minutes N | --steps N]
+                                    [--init FILE] [--only STAGE ...]
+
+Every stage writes into DIR and goes on from what it finds there, so an interrupted run is
+continued by the same command. Needs torch, numpy, pillow and safetensors; no ComfyUI.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from miniature import asset, build, layout, world  # noqa: E402
+from miniature.autoencoder import Autoencoder  # noqa: E402
+from miniature.captions import TextStates, caption  # noqa: E402
+from miniature.muon import Muon  # noqa: E402
+from miniature.unet import UNet  # noqa: E402
+
+SEED = 20240807
+CHUNK = 1024
+CONFIG = {
+    "pictures": 16384,
+    "tuning_pictures": 512,
+    "ae": {"minutes": 22.0, "batch": 6, "crop": 64, "lr": 2e-3, "latent_noise": 0.08},
+    "unet": {
+        "minutes": 75.0, "batch": 32, "lr": 2e-3, "lr_rest": 1e-3, "ema": 0.998, "report": 100,
+        "empty_captions": 0.1, "place_left_out": 0.3,
+        "shape": vars(layout.Shape()),
+    },
+}
+
+
+class Run:
+    """Where a run keeps its files, how it logs, and where it computes."""
+
+    def __init__(self, work: Path, device: str, config: dict) -> None:
+        """Create the folder; the log is appended to, one JSON object a line."""
+        work.mkdir(parents=True, exist_ok=True)
+        self.work, self.device, self.config = work, torch.device(device), config
+
+    def log(self, stage: str, **figures: float | int | str) -> None:
+        """Append to log.jsonl and print."""
+        line = json.dumps({"stage": stage, **figures})
+        print(line, flush=True)
+        with (self.work / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
+
+    def autocast(self) -> torch.autocast:
+        """bf16 on CUDA; elsewhere off, since many CPUs have no bf16 units."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+
+class Clock:
+    """Progress in [0, 1] by steps when they are limited, else by the time spent training."""
+
+    def __init__(self, minutes: float | None, steps: int | None) -> None:
+        """Exactly one limit counts; steps win."""
+        self.minutes, self.steps = minutes, steps
+        self.step, self.seconds, self.last = 0, 0.0, time.monotonic()
+
+    def tick(self) -> float:
+        """Count one step and return the progress."""
+        now = time.monotonic()
+        self.step, self.seconds, self.last = self.step + 1, self.seconds + now - self.last, now
+        return self.step / self.steps if self.steps else self.seconds / 60 / (self.minutes or 1)
+
+    def state(self) -> tuple[int, float]:
+        """What a checkpoint must keep."""
+        return self.step, self.seconds
+
+    def load(self, state: tuple[int, float]) -> None:
+        """Go on from a checkpoint's count."""
+        (self.step, self.seconds), self.last = state, time.monotonic()
+
+
+def save(path: Path, state: dict) -> None:
+    """Write a checkpoint so that a kill in the middle leaves the old one."""
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def example(split: str, index: int) -> tuple[world.Identity, world.Attributes]:
+    """Identity and attributes of one picture of a split."""
+    rng = np.random.default_rng([SEED, sorted(world.SPLITS).index(split), index])
+    return world.identity(split, index), world.attributes(rng)
+
+
+def _chunk(split: str, start: int, stop: int) -> np.ndarray:
+    return np.stack([world.render(*example(split, i)) for i in range(start, stop)])
+
+
+def render(run: Run) -> None:
+    """Pictures of the training and tuning splits: uint8 [CHUNK, 128, 128, 3] files."""
+    jobs = []
+    for split, count in (("tuning", run.config["tuning_pictures"]),
+                         ("train", run.config["pictures"])):
+        for start in range(0, count, CHUNK):
+            path = run.work / f"{split}_{start // CHUNK:03d}.npy"
+            if not path.exists():
+                jobs.append((path, split, start, min(start + CHUNK, count)))
+    with ProcessPoolExecutor() as pool:
+        for path, pictures in zip(
+            [j[0] for j in jobs], pool.map(_chunk, *zip(*[j[1:] for j in jobs], strict=True)),
+            strict=True,
+        ):
+            partial = path.with_suffix(".part")
+            with partial.open("wb") as file:
+                np.save(file, pictures)
+            partial.replace(path)
+
+
+def pictures(run: Run, split: str) -> np.ndarray:
+    """All rendered pictures of a split."""
+    return np.concatenate([np.load(p) for p in sorted(run.work.glob(f"{split}_*.npy"))])
+
+
+def to_tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """uint8 [B, H, W, 3] to float [B, 3, H, W] in [0, 1], channels last in memory."""
+    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Peak signal to noise ratio in dB per picture, for [B, ...] in [0, 1]."""
+    return -10 * (a.clamp(0, 1) - b.clamp(0, 1)).pow(2).flatten(1).mean(1).log10()
+
+
+def decay(progress: float, step: int, warmup: int) -> float:
+    """Warm-up, then constant, then linear to zero over the last 60 %."""
+    return min(1.0, (step + 1) / warmup) * min(1.0, max(0.0, 1 - progress) / 0.6)
+
+
+def train_autoencoder(run: Run) -> None:
+    """Stage "ae": the autoencoder on crops; ae.pt holds it and its optimiser."""
+    setting, path = run.config["ae"], run.work / "ae.pt"
+    torch.manual_seed(SEED)
+    model = Autoencoder().to(run.device).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.Adam(model.parameters(), lr=setting["lr"], betas=(0.9, 0.99))
+    clock = Clock(setting["minutes"], setting.get("steps"))
+    if path.exists():
+        state = torch.load(path, map_location=run.device)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        clock.load(state["clock"])
+        if state["done"]:
+            return
+    data, held = pictures(run, "train"), to_tensor(pictures(run, "tuning")[:64], run.device)
+    crop, batch, progress = setting["crop"], setting["batch"], 0.0
+    while progress < 1:
+        rng = np.random.default_rng([SEED, 1, clock.step])
+        # The dog is below; the sky needs fewer looks.
+        rows = 8 * np.where(rng.random(batch) < 0.8, rng.integers(3, 9, batch),
+                            rng.integers(0, 3, batch))
+        columns = 8 * rng.integers(0, 9, batch)
+        x = to_tensor(np.stack([
+            data[i, r:r + crop, c:c + crop]
+            for i, r, c in zip(rng.integers(len(data), size=batch), rows, columns, strict=True)
+        ]), run.device)
+        with run.autocast():
+            z = model.encode(x)
+            noisy = z + setting["latent_noise"] * torch.randn_like(z)
+            difference = (model.decode(noisy) - x).float()
+            z = z.float()
+            loss = difference.abs().mean() + 4 * difference.pow(2).mean()
+            loss = loss + 0.01 * (z.mean().pow(2) + (z.var() - 1).pow(2))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = setting["lr"] * decay(progress, clock.step, 50)
+        optimiser.step()
+        progress = clock.tick()
+        if clock.step % 200 == 0 or progress >= 1:
+            with torch.no_grad():
+                z = model.encode(held)
+                quality = psnr(model.decode(z), held).mean().item()
+            run.log("ae", step=clock.step, minutes=round(clock.seconds / 60, 2),
+                    loss=round(loss.item(), 5), tuning_psnr=round(quality, 3),
+                    latent_std=round(z.std().item(), 4))
+            save(path, {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
+                        "clock": clock.state(), "done": progress >= 1,
+                        "latent_std": z.std().item()})
+
+
+def encode_latents(run: Run) -> None:
+    """Stage "latents": float16 [CHUNK, 4, 16, 16] beside each file of pictures, unit variance."""
+    state = torch.load(run.work / "ae.pt", map_location=run.device)
+    model = Autoencoder().to(run.device).to(memory_format=torch.channels_last)
+    model.load_state_dict(state["model"])
+    for path in sorted(run.work.glob("t*_[0-9]*.npy")):
+        target = path.with_name("latents_" + path.name)
+        if target.exists():
+            continue
+        with torch.no_grad(), run.autocast():
+            z = torch.cat([
+                model.encode(to_tensor(part, run.device)).float() / state["latent_std"]
+                for part in np.array_split(np.load(path), 16)
+            ])
+        np.save(target, z.cpu().numpy().astype(np.float16))
+
+
+def latents(run: Run, split: str) -> torch.Tensor:
+    """All latents of a split, float32 [N, 4, 16, 16]."""
+    files = sorted(run.work.glob(f"latents_{split}_*.npy"))
+    return torch.from_numpy(np.concatenate([np.load(p) for p in files])).float()
+
+
+def alphas() -> torch.Tensor:
+    """SD1.x's cumulative signal fractions: 1000 steps, square-root-linear betas .00085 to .012."""
+    return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(
+        0).float()
+
+
+def spoken(split: str, indices: np.ndarray, rng: np.random.Generator, setting: dict) -> list[str]:
+    """Captions of pictures in random wordings; some empty, some without the place."""
+    texts = []
+    for i in indices:
+        if rng.random() < setting["empty_captions"]:
+            texts.append("")
+        else:
+            texts.append(caption(example(split, int(i))[1], rng,
+                                 place=rng.random() >= setting["place_left_out"]))
+    return texts
+
+
+def noise_loss(model: UNet, z: torch.Tensor, text: torch.Tensor, signal: torch.Tensor,
+               generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Min-SNR-5 weighted loss and plain eps-MSE, timesteps stratified over the batch."""
+    n = len(z)
+    t = (torch.arange(n) + torch.rand(n, generator=generator)) / n * 1000
+    t = t.long().clamp(max=999).to(z.device)
+    noise = torch.randn(z.shape, generator=generator).to(z.device)
+    a = signal[t][:, None, None, None]
+    prediction = model((a.sqrt() * z + (1 - a).sqrt() * noise).contiguous(
+        memory_format=torch.channels_last), t, text)
+    error = (prediction.float() - noise).pow(2).mean((1, 2, 3))
+    snr = (a / (1 - a)).flatten()
+    return (snr.clamp(max=5) / snr * error).mean(), error.mean()
+
+
+def optimisers(model: UNet, setting: dict) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices, AdamW for vectors and for what faces the outside."""
+    outside = ("enter", "leave", "time1")
+    hidden, rest = [], []
+    for name, p in model.named_parameters():
+        (hidden if p.ndim >= 2 and not name.startswith(outside) else rest).append(p)
+    return [
+        Muon(hidden, setting["lr"]),
+        torch.optim.AdamW(rest, setting["lr_rest"], betas=(0.9, 0.99), weight_decay=0.0),
+    ]
+
+
+def train_unet(run: Run) -> None:
+    """Stage "unet": unet.pt holds the network, its average and the optimisers."""
+    setting, path = run.config["unet"], run.work / "unet.pt"
+    torch.manual_seed(SEED)
+    shape = layout.Shape(**setting["shape"])
+    model = UNet(shape).to(run.device).to(memory_format=torch.channels_last)
+    if run.config.get("init"):
+        start_from(model, Path(run.config["init"]))
+    average = {n: p.detach().clone() for n, p in model.named_parameters()}
+    tools = optimisers(model, setting)
+    rates = [tool.param_groups[0]["lr"] for tool in tools]
+    clock, progress = Clock(setting["minutes"], setting.get("steps")), 0.0
+    if path.exists():
+        state = torch.load(path, map_location=run.device)
+        model.load_state_dict(state["model"])
+        average = state["average"]
+        for tool, kept in zip(tools, state["optimisers"], strict=True):
+            tool.load_state_dict(kept)
+        clock.load(state["clock"])
+        progress = state["progress"]
+    data, tuning, signal = latents(run, "train"), latents(run, "tuning"), alphas().to(run.device)
+    data, tuning, states = data.to(run.device), tuning[:128].to(run.device), TextStates()
+    recent: list[float] = []
+
+    def read(texts: list[str]) -> torch.Tensor:
+        return torch.from_numpy(states(texts)).to(run.device)
+
+    def tuning_loss() -> tuple[float, float]:
+        rng = np.random.default_rng(SEED)
+        texts = spoken("tuning", np.arange(len(tuning)), rng, setting)
+        own = {n: p.detach().clone() for n, p in model.named_parameters()}
+        model.load_state_dict(average)
+        generator, sums = torch.Generator().manual_seed(SEED), []
+        with torch.no_grad(), run.autocast():
+            for part in torch.arange(len(tuning)).split(64):
+                pair = noise_loss(model, tuning[part], read([texts[i] for i in part]), signal,
+                                  generator)
+                sums.append([v.item() for v in pair])
+        model.load_state_dict(own)
+        return tuple(np.mean(sums, 0))
+
+    while progress < 1:
+        rng = np.random.default_rng([SEED, 2, clock.step])
+        generator = torch.Generator().manual_seed(SEED + clock.step)
+        rows = rng.integers(len(data), size=setting["batch"])
+        with run.autocast():
+            loss, _ = noise_loss(model, data[rows], read(spoken("train", rows, rng, setting)),
+                                 signal, generator)
+        for tool in tools:
+            tool.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for tool, rate in zip(tools, rates, strict=True):
+            tool.param_groups[0]["lr"] = rate * decay(progress, clock.step, 50)
+            tool.step()
+        keep = min(setting["ema"], (1 + clock.step) / (10 + clock.step))
+        torch._foreach_lerp_(list(average.values()),
+                             [p.detach() for p in model.parameters()], 1 - keep)
+        recent.append(loss.item())
+        progress = clock.tick()
+        if clock.step % setting["report"] == 0 or progress >= 1:
+            weighted, plain = tuning_loss()
+            run.log("unet", step=clock.step, minutes=round(clock.seconds / 60, 2),
+                    loss=round(float(np.mean(recent)), 5), tuning_loss=round(weighted, 5),
+                    tuning_eps_mse=round(plain, 5))
+            recent.clear()
+            save(path, {"model": model.state_dict(), "average": average, "progress": progress,
+                        "optimisers": [tool.state_dict() for tool in tools],
+                        "clock": clock.state()})
+
+
+def start_from(model: UNet, checkpoint: Path) -> None:
+    """Warm start from a built checkpoint; a wider network fills its new channels afresh.
+
+    New channels read what was there before, and nothing that was there reads them yet.
+    """
+    prefix = "model.diffusion_model."
+    known = {k[len(prefix):]: t.astype(np.float32) for k, t in load_file(checkpoint).items()
+             if k.startswith(prefix)}
+    fresh = model.state_dict()
+    for name, values in layout.own_tensors(model.shape, known).items():
+        kept = torch.from_numpy(values).to(fresh[name])
+        if kept.ndim > 1:
+            alive = kept.flatten(1).abs().sum(1) > 0
+            kept[~alive] = fresh[name][~alive]
+        elif name.endswith("weight"):
+            kept = torch.where(kept == 0, fresh[name], kept)
+        fresh[name] = kept
+    model.load_state_dict(fresh)
+
+
+def export(run: Run) -> None:
+    """Stage "export": write the asset, its hash, and the run's log and configuration."""
+    ae = torch.load(run.work / "ae.pt", map_location="cpu")
+    unet = torch.load(run.work / "unet.pt", map_location="cpu")
+    asset.write(
+        layout.Shape(**run.config["unet"]["shape"]),
+        {n: t.numpy() for n, t in unet["average"].items()},
+        {n: t.numpy() for n, t in ae["model"].items()}, ae["latent_std"],
+    )
+    run.log("export", sha256=build.seal())
+    record = Path(__file__).resolve().parent / "run"
+    record.mkdir(exist_ok=True)
+    (record / "config.json").write_text(json.dumps(run.config, indent=1) + "\n")
+    (record / "log.jsonl").write_text((run.work / "log.jsonl").read_text())
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "render": render, "ae": train_autoencoder, "latents": encode_latents, "unet": train_unet,
+    "export": export,
+}
+
+
+def main() -> None:
+    """Run the stages in order."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, help="how long the UNet trains")
+    parser.add_argument("--steps", type=int, help="instead: how many steps the UNet trains")
+    parser.add_argument("--init", type=Path, help="a built checkpoint whose UNet to start from")
+    parser.add_argument("--only", nargs="*", choices=STAGES, default=list(STAGES))
+    arguments = parser.parse_args()
+    config = json.loads(json.dumps(CONFIG))
+    if arguments.minutes:
+        config["unet"]["minutes"] = arguments.minutes
+    config["unet"]["steps"] = arguments.steps
+    config["init"] = str(arguments.init) if arguments.init else None
+    run = Run(arguments.work, arguments.device, config)
+    for name in arguments.only:
+        STAGES[name](run)
+
+
+if __name__ == "__main__":
+    main()
