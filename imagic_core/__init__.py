@@ -1,0 +1,12 @@
+"""Imagic (Kawar et al., CVPR 2023) in plain PyTorch, one module a stage.
+
+==================  =====================================================================
+``objective``       equation 3: the reconstruction loss of one photograph
+``fit``             the training loop that stages A and B share
+``embedding``       stage A, section 3.2 "Text embedding optimization"
+``finetune``        stage B, section 3.2 "Model fine-tuning"
+``interpolate``     stage C, section 3.2 "Text embedding interpolation", equation 4
+==================  =====================================================================
+
+Nothing here knows ComfyUI: the model is anything that satisfies ``objective.Denoiser``.
+"""

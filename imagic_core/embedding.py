@@ -1,0 +1,45 @@
+"""Stage A, section 3.2 "Text embedding optimization": theta frozen, minimise equation 3 over e."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from .fit import Progress, Settings, fit
+from .objective import Denoiser, Embedding
+
+
+def optimize_embedding(
+    denoiser: Denoiser,
+    x0: Tensor,
+    target: Embedding,
+    settings: Settings,
+    on_step: Callable[[Progress], None],
+    mask: Tensor | None = None,
+) -> tuple[Embedding, list[float]]:
+    """Find e_opt near e_tgt, the embedding under which the model best reconstructs the photograph.
+
+    The pooled vector is optimised together with the tokens where there is one; a model that does
+    not use it leaves it as it was.
+
+    Args:
+        denoiser: the pre-trained model; its weights must not require grad.
+        x0: [B, C, ...] the photographs' latents.
+        target: e_tgt, where the optimisation starts.
+        settings: the paper's are 1000 steps at 2e-3 (Stable Diffusion), 100 at 1e-3 (Imagen).
+        on_step: called after each step; what it raises ends the training and passes through.
+        mask: see ``objective.reconstruction_loss``.
+
+    Returns:
+        e_opt in float32, and the loss of each step.
+
+    Raises:
+        FloatingPointError: the loss is no longer a finite number.
+    """
+    tokens, *pooled = (
+        tensor.detach().float().clone().requires_grad_() for tensor in target.tensors()
+    )
+    embedding = Embedding(tokens, *pooled)
+    losses = fit(denoiser, x0, embedding, embedding.tensors(), settings, on_step, mask)
+    return Embedding(*(tensor.detach() for tensor in embedding.tensors())), losses

@@ -1,0 +1,113 @@
+"""The training loop that stages A and B share: Adam on equation 3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .objective import Denoiser, Draws, Embedding, draw, reconstruction_loss
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how hard to train.
+
+    Attributes:
+        steps: optimiser steps, at least 1.
+        learning_rate: Adam's step size, 0 or more.
+        seed: of the timesteps and the noise, 0 to 2^64 - 1.
+        batch_size: draws of (t, eps) averaged in each step; more is a steadier gradient.
+        micro_batch: draws that pass through the model together. It bounds the memory and leaves
+            the result as it is, but for rounding.
+        stratified: spread each step's timesteps evenly over the schedule.
+    """
+
+    steps: int
+    learning_rate: float
+    seed: int
+    batch_size: int = 1
+    micro_batch: int = 1
+    stratified: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step has to show: its number from 1, its loss, and the x0 estimates of its draws."""
+
+    step: int
+    steps: int
+    loss: float
+    estimate: Tensor
+
+
+def fit(
+    denoiser: Denoiser,
+    x0: Tensor,
+    embedding: Embedding,
+    parameters: Iterable[Tensor],
+    settings: Settings,
+    on_step: Callable[[Progress], None],
+    mask: Tensor | None = None,
+) -> list[float]:
+    """Minimise equation 3 over ``parameters``, in place.
+
+    Args:
+        denoiser: the model; with ``embedding`` it must depend on ``parameters``.
+        x0: [B, C, ...] the photographs' latents.
+        embedding: e.
+        parameters: float32 leaves that require grad.
+        settings: steps, learning rate, seed and batch.
+        on_step: called after each step; what it raises ends the training and passes through.
+        mask: see ``reconstruction_loss``.
+
+    Returns:
+        The loss of each step, before that step's change.
+
+    Raises:
+        FloatingPointError: the loss is no longer a finite number.
+    """
+    optimiser = torch.optim.Adam(list(parameters), lr=settings.learning_rate)
+    # Half-precision gradients of this loss are of the order of 1e-7 and would vanish.
+    scaler = torch.amp.GradScaler(x0.device.type, enabled=denoiser.compute_dtype == torch.float16)
+    generator = torch.Generator().manual_seed(settings.seed)
+    losses: list[float] = []
+    for step in range(1, settings.steps + 1):
+        draws = draw(
+            denoiser.sigmas, x0, settings.batch_size, generator, stratified=settings.stratified
+        )
+        loss, estimate = _accumulate(denoiser, x0, embedding, draws, settings, scaler, mask)
+        losses.append(loss)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {step} is {loss}: the learning rate {settings.learning_rate:g} "
+                "is too high, or the model overflows in its number format"
+            )
+        scaler.step(optimiser)
+        scaler.update()
+        optimiser.zero_grad(set_to_none=True)
+        on_step(Progress(step, settings.steps, loss, estimate))
+    return losses
+
+
+def _accumulate(
+    denoiser: Denoiser,
+    x0: Tensor,
+    embedding: Embedding,
+    draws: Draws,
+    settings: Settings,
+    scaler: torch.amp.GradScaler,
+    mask: Tensor | None,
+) -> tuple[float, Tensor]:
+    """Add up the gradient of the mean loss over the draws; returns that loss and the estimates."""
+    total, estimates = 0.0, []
+    for part in draws.split(settings.micro_batch):
+        loss, estimate = reconstruction_loss(denoiser, x0, embedding, part, mask)
+        loss = loss * (len(part) / len(draws))
+        scaler.scale(loss).backward()
+        total += loss.item()
+        estimates.append(estimate)
+    return total, torch.cat(estimates)

@@ -1,0 +1,152 @@
+"""Equation 3: L(x, e, theta) = E_{t, eps} || eps - f_theta(x_t, t, e) ||^2.
+
+The expectation is over timesteps uniform on the model's own schedule and over Gaussian noise.
+The error is measured in what the network itself predicts, be that noise (eps), velocity (v or
+flow) or the picture: every such prediction is an affine function of the denoised picture, so the
+error of the network's output is the error of the denoised picture over d x0 / d output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A text embedding e, as the diffusion model consumes it.
+
+    Attributes:
+        tokens: [1, T, W] one vector for each token.
+        pooled: [1, P] the vector of the whole sentence, or None where the encoder gives none.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors there are: the tokens, and the pooled vector if any."""
+        return [self.tokens] if self.pooled is None else [self.tokens, self.pooled]
+
+
+class Denoiser(Protocol):
+    """f_theta of the paper, seen through the picture that it would denoise to."""
+
+    sigmas: Tensor
+    """[N] noise levels of the model's schedule, one for each timestep."""
+
+    compute_dtype: torch.dtype
+    """The number format in which the network computes."""
+
+    def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """x_t from x0 [n, C, ...], noise (same shape) and sigma [n]."""
+        ...
+
+    def predict(self, x_t: Tensor, sigma: Tensor, embedding: Embedding) -> Tensor:
+        """The x0 estimate [n, C, ...], differentiable in the embedding and the weights."""
+        ...
+
+    def output_scale(self, sigma: Tensor) -> Tensor:
+        """d x0 / d output, [n]: how far x0 moves when the network's output moves by one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Samples of (photograph, t, eps) for the expectation in equation 3.
+
+    Attributes:
+        photo: [n] which of the photographs.
+        sigma: [n] noise level of the timestep drawn.
+        noise: [n, C, ...] eps.
+    """
+
+    photo: Tensor
+    sigma: Tensor
+    noise: Tensor
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    def split(self, size: int) -> Iterator[Draws]:
+        """The same draws, at most ``size`` at a time."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield Draws(self.photo[part], self.sigma[part], self.noise[part])
+
+    def to(self, device: torch.device) -> Draws:
+        """The same draws on another device."""
+        return replace(
+            self,
+            photo=self.photo.to(device),
+            sigma=self.sigma.to(device),
+            noise=self.noise.to(device),
+        )
+
+
+def draw(
+    sigmas: Tensor, x0: Tensor, count: int, generator: torch.Generator, *, stratified: bool = False
+) -> Draws:
+    """Draw ``count`` samples of (photograph, timestep, noise).
+
+    Everything is drawn on the CPU, so that a seed means the same on every device.
+
+    Args:
+        sigmas: [N] the model's schedule; a timestep is uniform over its indices.
+        x0: [B, C, ...] the photographs' latents; each draw takes one, in turn.
+        count: number of draws, at least 1.
+        generator: CPU generator; the only source of randomness.
+        stratified: one timestep from each of ``count`` equal parts of the schedule. Same
+            expectation, lower variance.
+    """
+    u = torch.rand(count, generator=generator)
+    if stratified:
+        u = (torch.arange(count) + u) / count
+    timestep = (u * len(sigmas)).long().clamp(max=len(sigmas) - 1)
+    first = int(torch.randint(len(x0), (1,), generator=generator))
+    photo = (first + torch.arange(count)) % len(x0)
+    noise = torch.randn((count, *x0.shape[1:]), generator=generator)
+    return Draws(photo, sigmas.cpu()[timestep].float(), noise).to(x0.device)
+
+
+def reconstruction_loss(
+    denoiser: Denoiser, x0: Tensor, embedding: Embedding, draws: Draws, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Equation 3 over the given draws.
+
+    Args:
+        denoiser: the model.
+        x0: [B, C, ...] the photographs' latents, scaled as the model wants them.
+        embedding: e.
+        draws: samples of (photograph, t, eps).
+        mask: [B or 1, 1, ...] weight of each place, 0 to 1, or None to count all alike.
+
+    Returns:
+        The mean squared error of the network's output (a scalar), and the x0 estimates.
+    """
+    clean = x0[draws.photo]
+    estimate = denoiser.predict(
+        denoiser.add_noise(clean, draws.noise, draws.sigma), draws.sigma, embedding
+    )
+    places = (-1, *[1] * (clean.ndim - 1))
+    error = ((estimate - clean) / denoiser.output_scale(draws.sigma).view(places)) ** 2
+    if mask is None:
+        return error.mean(), estimate.detach()
+    weight = mask[draws.photo % len(mask)].expand_as(error)
+    weighted = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+    return weighted.mean(), estimate.detach()
+
+
+@torch.no_grad()
+def mean_loss(
+    denoiser: Denoiser, x0: Tensor, embedding: Embedding, draws: Draws, mask: Tensor | None = None
+) -> float:
+    """Equation 3 over fixed draws, one at a time: a number to compare two states of the model."""
+    losses = [
+        reconstruction_loss(denoiser, x0, embedding, one, mask)[0].item() for one in draws.split(1)
+    ]
+    return sum(losses) / len(losses)

@@ -1,0 +1,26 @@
+"""The nodes that ComfyUI shows, one a file."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .finetune_model import ImagicFinetuneModel
+from .interpolate_conditioning import ImagicInterpolateConditioning
+from .optimize_embedding import ImagicOptimizeEmbedding
+
+NODES: list[type[io.ComfyNode]] = [
+    ImagicOptimizeEmbedding,
+    ImagicFinetuneModel,
+    ImagicInterpolateConditioning,
+]
+
+
+class ImagicExtension(ComfyExtension):
+    """The pack, as ComfyUI asks for it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes of the pack."""
+        return NODES
+
+
+async def comfy_entrypoint() -> ImagicExtension:
+    """ComfyUI calls this once, when it loads the pack."""
+    return ImagicExtension()

@@ -1,0 +1,448 @@
+"""The only door to ComfyUI's insides: makes a ``Denoiser`` of a MODEL and undoes all it did.
+
+Data goes one way: a node hands its sockets to this module, gets tensors and a ``Denoiser`` for
+``imagic_core``, and hands the result back through this module.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.float
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.weight_adapter import adapter_maps
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..imagic_core.finetune import Difference, choose_changes
+from ..imagic_core.objective import Embedding
+
+string_to_seed = getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed
+
+
+# ---- what comes in over the sockets ---------------------------------------------------------
+
+_ENTRY_KEYS_REFUSED = {
+    "control": "disconnect the Apply ControlNet node",
+    "area": "disconnect the Conditioning (Set Area) node",
+    "mask": "disconnect the Conditioning (Set Mask) node; a mask on the image is honoured instead",
+    "hooks": "disconnect the hook nodes (Cond Set Props, Create Hook ...)",
+    "gligen": "disconnect the GLIGENTextBoxApply node",
+    "start_percent": "disconnect the ConditioningSetTimestepRange node",
+    "end_percent": "disconnect the ConditioningSetTimestepRange node",
+    "clip_start_percent": "disconnect the prompt schedule",
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """One CONDITIONING of one sentence: its embedding, and all else that its dictionary holds."""
+
+    embedding: Embedding
+    options: dict[str, Any]
+
+    def with_embedding(self, embedding: Embedding) -> list[list[Any]]:
+        """A CONDITIONING of another embedding, everything else carried through."""
+        options = dict(self.options)
+        if embedding.pooled is not None:
+            options["pooled_output"] = embedding.pooled
+        return [[embedding.tokens, options]]
+
+
+def read_text(node: str, socket: str, conditioning: Any) -> Text:
+    """Read a CONDITIONING that must be one plain sentence.
+
+    Raises:
+        ValueError: it holds several entries, or something that cannot be optimised.
+    """
+    if not conditioning:
+        raise ValueError(
+            f"{node}: '{socket}' is empty; connect a CLIP Text Encode node with your sentence."
+        )
+    if len(conditioning) > 1:
+        raise ValueError(
+            f"{node}: '{socket}' combines {len(conditioning)} conditionings, but Imagic learns "
+            "from one sentence; connect one CLIP Text Encode node without Conditioning (Combine)."
+        )
+    tokens, options = conditioning[0]
+    for key, remedy in _ENTRY_KEYS_REFUSED.items():
+        if options.get(key) is not None:
+            raise ValueError(
+                f"{node}: '{socket}' carries '{key}', which Imagic cannot learn through; {remedy}."
+            )
+    if tokens is None or not torch.isfinite(tokens).all():
+        raise ValueError(
+            f"{node}: '{socket}' has no finite text embedding (found "
+            f"{'none' if tokens is None else 'NaN or infinity'}); connect a CLIP Text Encode node "
+            "whose CLIP belongs to this model."
+        )
+    pooled = options.get("pooled_output")
+    with torch.inference_mode(False):
+        embedding = Embedding(tokens.clone(), None if pooled is None else pooled.clone())
+    return Text(embedding, {k: v for k, v in options.items() if k != "pooled_output"})
+
+
+def read_image(node: str, model: Any, latent: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Read a LATENT of photographs for ``model``.
+
+    Returns:
+        x0 [B, C, ...] scaled as the model wants it, and its mask [B, 1, ...] or None.
+
+    Raises:
+        ValueError: it is empty, does not fit the model, or its mask excludes everything.
+    """
+    samples = latent["samples"]
+    if samples.is_nested:
+        raise ValueError(f"{node}: 'image' packs several streams; connect a VAE Encode node.")
+    latent_format = model.get_model_object("latent_format")
+    with torch.inference_mode(False):
+        samples = samples.clone().float()
+        if not torch.isfinite(samples).all():
+            raise ValueError(
+                f"{node}: 'image' contains NaN or infinity; encode it with a VAE in float32 "
+                "(start ComfyUI with --fp32-vae)."
+            )
+        if samples.count_nonzero() == 0:
+            raise ValueError(
+                f"{node}: 'image' is an empty latent {tuple(samples.shape)}; connect your "
+                "photograph: Load Image, then VAE Encode."
+            )
+        samples = comfy.sample.fix_empty_latent_channels(model, samples)
+        if samples.shape[1] != latent_format.latent_channels:
+            raise ValueError(
+                f"{node}: 'image' has {samples.shape[1]} latent channels, but the model works on "
+                f"{latent_format.latent_channels}; encode the photograph with the VAE that "
+                "belongs to this model."
+            )
+        x0 = model.model.process_latent_in(samples)
+        mask = latent.get("noise_mask")
+        if mask is None:
+            return x0, None
+        mask = comfy.utils.reshape_mask(mask.clone().float(), x0.shape)[:, :1].clamp(0, 1)
+    if not (mask.flatten(1).sum(1) > 0).all():
+        raise ValueError(
+            f"{node}: the mask of 'image' is empty, so there is nothing to be faithful to; paint "
+            "the part to keep, or disconnect the mask."
+        )
+    return x0, mask
+
+
+# ---- the model as a Denoiser ----------------------------------------------------------------
+
+
+class HostDenoiser:
+    """A loaded MODEL as ``imagic_core`` sees it. Made by ``training``."""
+
+    def __init__(
+        self, patcher: Any, x0: Tensor, options: dict[str, Any], compute_dtype: torch.dtype
+    ) -> None:
+        """Take the loaded patcher, the photographs and the conditioning's other entries."""
+        self.model = patcher.model
+        self.sampling = self.model.model_sampling
+        self.sigmas = self.sampling.sigmas.detach().clone().float().to(x0.device)
+        self.compute_dtype = compute_dtype
+        self.options = {
+            "width": x0.shape[-1] * 8,
+            "height": x0.shape[-2] * 8,
+            "prompt_type": "positive",
+            "latent_image": x0[:1],
+            "seed": 0,
+            **_on_device(options, x0.device),
+        }
+        self.transformer_options = {
+            **patcher.model_options.get("transformer_options", {}),
+            "cond_or_uncond": [0],
+            "optimized_attention_override": _differentiable_attention,
+        }
+
+    def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """See ``imagic_core.objective.Denoiser``."""
+        return self.sampling.noise_scaling(_over(sigma, x0), noise, x0, False)
+
+    def predict(self, x_t: Tensor, sigma: Tensor, embedding: Embedding) -> Tensor:
+        """See ``imagic_core.objective.Denoiser``."""
+        conds = self.model.extra_conds(
+            **self.options,
+            cross_attn=embedding.tokens,
+            pooled_output=embedding.pooled,
+            noise=x_t,
+            device=x_t.device,
+        )
+        inputs = {k: c.process_cond(batch_size=len(x_t), area=None).cond for k, c in conds.items()}
+        options = {**self.transformer_options, "sigmas": sigma}
+        return self.model.apply_model(x_t, sigma, **inputs, transformer_options=options)
+
+    def output_scale(self, sigma: Tensor) -> Tensor:
+        """See ``imagic_core.objective.Denoiser``: every model sampling is affine in its output."""
+        zero = torch.zeros_like(sigma)
+        places = sigma.view(-1, 1, 1, 1)
+        one, none = torch.ones_like(places), torch.zeros_like(places)
+        scale = self.sampling.calculate_denoised(places, one, none)
+        return (scale - self.sampling.calculate_denoised(places, none, none)).view_as(zero)
+
+
+def _over(sigma: Tensor, x0: Tensor) -> Tensor:
+    return sigma.view(-1, *[1] * (x0.ndim - 1))
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    """Copies that may take part in training, of tensors made in another node's inference mode."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().to(device)
+    if isinstance(value, dict):
+        return {k: _on_device(v, device) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_device(v, device) for v in value)
+    return value
+
+
+def to_device(embedding: Embedding, device: torch.device) -> Embedding:
+    """The same embedding on another device."""
+    return Embedding(*(tensor.to(device) for tensor in embedding.tensors()))
+
+
+def _differentiable_attention(_func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    # Sage and other attention kernels that users choose for speed have no backward pass.
+    return attention_pytorch(*args, **kwargs)
+
+
+# ---- training, and undoing it ---------------------------------------------------------------
+
+
+@contextmanager
+def training(
+    model: Any,
+    x0: Tensor,
+    text: Text,
+    changes: Mapping[str, torch.nn.Module] | None = None,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    save_memory: bool = False,
+) -> Iterator[tuple[HostDenoiser, Tensor]]:
+    """Load the model for training; on exit, whatever happened, it is as it was.
+
+    Args:
+        model: MODEL; it is cloned.
+        x0: [B, C, ...] the photographs' latents.
+        text: the conditioning whose other entries the model is given.
+        changes: state dict key -> module that maps that weight to the changed weight.
+        compute_dtype: number format to compute in; None is the model's own.
+        save_memory: recompute each block in the backward pass instead of keeping it.
+
+    Yields:
+        The denoiser with the changes applied, and x0 on the model's device.
+    """
+    patcher = _trainable_clone(model)
+    if compute_dtype is not None:
+        patcher.set_model_compute_dtype(compute_dtype)
+    with ExitStack() as undo:
+        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+        undo.callback(patcher.cleanup)
+        patcher.pre_run()
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.enable_grad())
+        undo.enter_context(_training_kernels())
+        undo.enter_context(_frozen_weights(patcher.model))
+        if save_memory:
+            undo.enter_context(_checkpointed(patcher.model.diffusion_model))
+        if changes:
+            undo.enter_context(_changed_weights(patcher, changes))
+        x0 = x0.to(patcher.load_device)
+        dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
+        yield HostDenoiser(patcher, x0, text.options, dtype), x0
+
+
+def _trainable_clone(model: Any) -> Any:
+    """A clone with its weights in ordinary memory: dynamic weights are views that may vanish."""
+    is_dynamic = getattr(model, "is_dynamic", None)
+    if is_dynamic is not None and is_dynamic():
+        return model.clone(disable_dynamic=True)
+    return model.clone()
+
+
+@contextmanager
+def _training_kernels() -> Iterator[None]:
+    """Newer hosts choose kernels with a backward pass by this flag."""
+    if not hasattr(comfy.model_management, "in_training"):
+        yield
+        return
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+@contextmanager
+def _frozen_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Let autograd read weights that another node made in inference mode, without a copy.
+
+    Autograd refuses to keep inference tensors, and leaving the mode does not change those that
+    exist. A new tensor on the same storage is an ordinary one.
+    """
+    originals: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in model.modules():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is None:
+                        continue
+                    originals.append((table, name, tensor))
+                    table[name] = _ordinary(tensor)
+        yield
+    finally:
+        for table, name, tensor in originals:
+            table[name] = tensor
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    data = tensor.detach()
+    if type(data) is not Tensor:  # quantised: the host reads it through its own classes
+        return tensor
+    alias = torch.empty(0, dtype=data.dtype, device=data.device)
+    alias.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(alias, requires_grad=False)
+    return alias
+
+
+@contextmanager
+def _checkpointed(network: torch.nn.Module) -> Iterator[None]:
+    """Recompute each block of the network in the backward pass instead of keeping it."""
+    blocks = list(_blocks(network))
+    for block in blocks:
+        block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _blocks(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    containers = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)
+    for child in network.children():
+        if isinstance(child, containers):
+            yield from _blocks(child)
+        else:
+            yield child
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
+
+
+# ---- the weights of the model ---------------------------------------------------------------
+
+
+def new_changes(
+    model: Any, method: str, rank: int, alpha: float, seed: int
+) -> dict[str, torch.nn.Module]:
+    """State dict key -> untrained change, of the weights that ``method`` moves.
+
+    Raises:
+        ValueError: see ``imagic_core.finetune.choose_changes``.
+    """
+    weights = {
+        f"diffusion_model.{path}.{name}": tensor
+        for path, module in model.model.diffusion_model.named_modules()
+        if hasattr(module, "weight_function")  # the host can patch it
+        for name in ("weight", "bias")
+        if (tensor := getattr(module, name, None)) is not None
+    }
+
+    def low_rank(weight: Tensor) -> torch.nn.Module:
+        shape = torch.empty(weight.shape, dtype=torch.float32)
+        return adapter_maps["LoRA"].create_train(shape, rank=rank, alpha=alpha)
+
+    # The host's LoRA module starts from PyTorch's global generator, which is not ours to move.
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return choose_changes(method, weights, low_rank)
+
+
+@contextmanager
+def _changed_weights(patcher: Any, changes: Mapping[str, torch.nn.Module]) -> Iterator[None]:
+    """Pass weights through their changes in every forward, as the host does with its wrappers."""
+    before: list[tuple[torch.nn.Module, str, bool, list[Any]]] = []
+    try:
+        for key, change in changes.items():
+            path, name = key.rsplit(".", 1)
+            module = patcher.model.get_submodule(path)
+            functions = f"{name}_function"
+            present = getattr(module, functions)
+            before.append((module, functions, functions in vars(module), present))
+            stored = getattr(module, name).dtype
+            change.to(patcher.load_device)
+            setattr(module, functions, [*present, _AsStored(change, key, stored)])
+        yield
+    finally:
+        for module, functions, own, present in reversed(before):
+            if own:
+                setattr(module, functions, present)
+            else:
+                delattr(module, functions)
+
+
+class _AsStored:
+    """Applies a change as the host's sampler will have it: rounded to the stored number format.
+
+    Differences are added in float32 and rounded when the host patches the model. Training through
+    the same rounding (with the gradient passing straight through) is what makes the loss at the
+    end of training the loss of the returned MODEL.
+    """
+
+    def __init__(self, change: torch.nn.Module, key: str, stored: torch.dtype) -> None:
+        self.change, self.seed, self.stored = change, string_to_seed(key), stored
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        changed = self.change(weight.float())
+        if self.stored != torch.float32:
+            rounded = comfy.float.stochastic_rounding(
+                changed.detach().clone(), self.stored, seed=self.seed
+            )
+            changed = changed + (rounded.to(changed) - changed).detach()
+        return changed.to(weight.dtype)
+
+    def move_to(self, device: torch.device) -> int:
+        """The host moves its weight functions along with the model."""
+        self.change.to(device)
+        return 0
+
+
+def changes_to_lora(changes: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]:
+    """Trained changes as a LORA_MODEL in the host's own key names, float32 on the CPU."""
+    lora: dict[str, Tensor] = {}
+    for key, change in changes.items():
+        path, name = key.rsplit(".", 1)
+        if isinstance(change, Difference):
+            lora[f"{path}.{'diff' if name == 'weight' else 'diff_b'}"] = change.difference
+        else:
+            lora.update((f"{path}.{part}", p) for part, p in change.named_parameters())
+    return {name: p.detach().float().cpu().contiguous() for name, p in lora.items()}
+
+
+def apply_lora(model: Any, lora: dict[str, Tensor]) -> Any:
+    """A fresh clone of MODEL with the LORA_MODEL added by the host's own loader."""
+    with torch.inference_mode(False):
+        return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+
+
+def log(message: str, *values: object) -> None:
+    """Say something in ComfyUI's console."""
+    logging.getLogger("comfyui-imagic").info(message, *values)

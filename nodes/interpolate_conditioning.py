@@ -1,0 +1,62 @@
+"""Stage C."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..imagic_core.interpolate import interpolate
+from . import comfy_host, run
+
+NAME = "Imagic Interpolate Conditioning"
+
+
+class ImagicInterpolateConditioning(io.ComfyNode):
+    """Stage C of Imagic, equation 4."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="ImagicInterpolateConditioning",
+            display_name=NAME,
+            category=run.CATEGORY,
+            description="Imagic, stage C: goes from your photograph (eta 0) towards your sentence "
+            "(eta 1). Wire the result to KSampler, with the fine-tuned model.",
+            inputs=[
+                io.Conditioning.Input(
+                    "target", tooltip="Your sentence, as wired to Imagic Optimize Embedding."
+                ),
+                io.Conditioning.Input("optimized", tooltip="From Imagic Optimize Embedding."),
+                io.Float.Input(
+                    "eta",
+                    default=0.7,
+                    min=-1.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="0 reconstructs your photograph, 1 follows the sentence alone; 0.6 to "
+                    "0.8 is usually best. Too little happens: raise it. The picture is lost: "
+                    "lower it.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="For the positive input of KSampler."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, target: Any, optimized: Any, eta: float) -> io.NodeOutput:
+        """Interpolate between the two conditionings."""
+        text = comfy_host.read_text(NAME, "target", target)
+        learned = comfy_host.read_text(NAME, "optimized", optimized)
+        try:
+            embedding = interpolate(text.embedding, learned.embedding, eta)
+        except ValueError as error:
+            raise ValueError(
+                f"{NAME}: 'target' and 'optimized' do not match: {error}. Connect to 'target' the "
+                "very sentence that Imagic Optimize Embedding got."
+            ) from error
+        return io.NodeOutput(text.with_embedding(embedding))
