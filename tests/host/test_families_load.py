@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import logging
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-_SOURCE = Path(__file__).parents[1] / "miniature" / "families.py"
-_SPEC = importlib.util.spec_from_file_location("imagic_test_families", _SOURCE)
-families = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = families
-_SPEC.loader.exec_module(families)
+from miniature import families
 
 NAMES = list(families.FAMILIES)
 

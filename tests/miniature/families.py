@@ -305,6 +305,7 @@ def _radiance() -> Sketch:
     def sketch(width: int) -> Sketch:
         return {
             "double_blocks.0.img_attn.norm.key_norm.scale": _shape(128),
+            "single_blocks.0.": _shape(1),
             "distilled_guidance_layer.norms.0.scale": _shape(1),
             "nerf_blocks.0.norm.scale": _shape(1),
             "nerf_final_layer_conv.norm.scale": _shape(1),
@@ -359,7 +360,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "x4_upscaler", "Stable Diffusion x4 upscaler", "SD_X4Upscaler", "SD_X4Upscaler",
-            "V_PREDICTION", _x4, 4, 4, 1024, pooled_width=1024, concat="upscale",
+            "V_PREDICTION", _x4, 4, 4, 1024, pooled_width=1024, size=(16, 16), concat="upscale",
             entries={"noise_augmentation": 0.1}, scalars=("noise_augmentation",),
         ),
     )
