@@ -50,8 +50,14 @@ def comfy(comfyui_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mod
         importlib.import_module("comfy.cli_args")
     finally:
         sys.argv = arguments
+    # As main.py does: once nodes is imported, comfy/utils.py would hide it.
+    importlib.import_module("utils.extra_config")
     nodes = importlib.import_module("nodes")
-    failed = asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    loop = asyncio.new_event_loop()
+    # Some core nodes ask for it when they are loaded; it does not listen.
+    importlib.import_module("server").PromptServer(loop)
+    loading = nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False)
+    failed = loop.run_until_complete(loading)
     assert not failed, f"core nodes that did not import: {failed}"
     return importlib.import_module("comfy")
 

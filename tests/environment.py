@@ -40,6 +40,8 @@ PIP = "pip==26.3"
 TORCH = ["torch==2.14.1", "torchvision==0.29.1"]
 # Asks for another torch than the one that is known to work with it, so it comes alone.
 TORCHAUDIO = "torchaudio==2.11.0"
+# ComfyUI 0.3.75 imports it without naming it; older transformers used to bring it.
+UNNAMED = ["requests"]
 
 
 class SetupError(Exception):
@@ -172,6 +174,7 @@ class _Setup:
             for line in (comfyui / "requirements.txt").read_text().splitlines()
             if not re.match(r"(torch|torchvision|torchaudio)\b|#|\s*$", line)
         ]
+        requirements += UNNAMED
         pinned = _has_pinned_torch()
         torch = [*TORCH, TORCHAUDIO] if pinned else ["torch", "torchvision", "torchaudio"]
         own = comfyui.parent == MADE

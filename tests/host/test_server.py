@@ -142,7 +142,10 @@ def test_picture_goes_through_and_the_cache_serves_it_again(client: Client, tmp_
     first = client.run(prompt)
     (saved,) = client.pictures(first, "3")
     result = Image.open(io.BytesIO(saved)).convert("RGB")
-    assert result.tobytes() == bytes(255 - value for value in original.tobytes())
+    assert result.size == original.size
+    # ComfyUI cuts off where it could round, when it makes bytes of floats.
+    sums = [a + b for a, b in zip(result.tobytes(), original.tobytes(), strict=True)]
+    assert set(sums) <= {254, 255}
     assert first.executed == ["1", "2", "3"] and not first.cached
 
     again = client.run(prompt)
