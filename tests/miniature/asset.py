@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
-
 from miniature import layout
+from safetensors.numpy import load_file, save_file
 
 FOLDER = Path(__file__).resolve().parent / "asset"
 PART_BYTES = 14_000_000
@@ -48,7 +47,7 @@ def write(shape: layout.Shape, unet: dict[str, np.ndarray], autoencoder: dict[st
           latent_std: float, folder: Path = FOLDER) -> None:
     """Replace the asset by these weights. The checkpoint's hash is added by `build.seal`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.safetensors"):
+    for old in folder.glob("part_*.safetensors"):
         old.unlink()
     tensors = pack({f"unet.{n}": t for n, t in unet.items()})
     tensors |= pack({f"autoencoder.{n}": t for n, t in autoencoder.items()})

@@ -6,9 +6,8 @@ Every channel is alive. It draws nothing, but it loads, encodes, samples, trains
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
-
 from miniature import build, layout
+from safetensors.numpy import save_file
 
 
 def _random(full: tuple[int, ...], key: str, rng: np.random.Generator) -> np.ndarray:

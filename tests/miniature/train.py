@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from miniature import asset, build, layout, world  # noqa: E402
+from miniature import asset, build, layout, reader, world  # noqa: E402
 from miniature.autoencoder import Autoencoder  # noqa: E402
 from miniature.captions import TextStates, caption  # noqa: E402
 from miniature.muon import Muon  # noqa: E402
@@ -30,11 +30,13 @@ from miniature.unet import UNet  # noqa: E402
 SEED = 20240807
 CHUNK = 1024
 CONFIG = {
-    "pictures": 16384,
+    "pictures": 8192,
     "tuning_pictures": 512,
-    "ae": {"minutes": 22.0, "batch": 6, "crop": 64, "lr": 2e-3, "latent_noise": 0.08},
+    "ae": {"minutes": 25.0, "batch": 6, "crop": 64, "lr": 1e-3, "lr_rest": 1e-3,
+           "latent_noise": 0.08},
+    "reader": {"minutes": 4.0, "batch": 64, "lr": 2e-3},
     "unet": {
-        "minutes": 75.0, "batch": 32, "lr": 2e-3, "lr_rest": 1e-3, "ema": 0.998, "report": 100,
+        "minutes": 90.0, "batch": 16, "lr": 2e-3, "lr_rest": 1e-3, "ema": 0.998, "report": 200,
         "empty_captions": 0.1, "place_left_out": 0.3,
         "shape": vars(layout.Shape()),
     },
@@ -88,6 +90,39 @@ def save(path: Path, state: dict) -> None:
     """Write a checkpoint so that a kill in the middle leaves the old one."""
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
+
+
+class Tools:
+    """Muon for hidden matrices, AdamW for vectors and for what faces the outside."""
+
+    def __init__(self, model: torch.nn.Module, outside: tuple[str, ...], setting: dict) -> None:
+        """`outside` are the prefixes of names that AdamW takes."""
+        hidden, rest = [], []
+        for name, p in model.named_parameters():
+            (hidden if p.ndim >= 2 and not name.startswith(outside) else rest).append(p)
+        self.parameters = [*hidden, *rest]
+        self.rates = (setting["lr"], setting["lr_rest"])
+        self.each = (Muon(hidden, self.rates[0]),
+                     torch.optim.AdamW(rest, self.rates[1], betas=(0.9, 0.99), weight_decay=0.0))
+
+    def step(self, loss: torch.Tensor, factor: float) -> None:
+        """Backward, clip to norm 1, and step at `factor` of the full rates."""
+        for tool in self.each:
+            tool.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for tool, rate in zip(self.each, self.rates, strict=True):
+            tool.param_groups[0]["lr"] = rate * factor
+            tool.step()
+
+    def state(self) -> list[dict]:
+        """For a checkpoint."""
+        return [tool.state_dict() for tool in self.each]
+
+    def load(self, states: list[dict]) -> None:
+        """From a checkpoint."""
+        for tool, state in zip(self.each, states, strict=True):
+            tool.load_state_dict(state)
 
 
 def example(split: str, index: int) -> tuple[world.Identity, world.Attributes]:
@@ -146,12 +181,12 @@ def train_autoencoder(run: Run) -> None:
     setting, path = run.config["ae"], run.work / "ae.pt"
     torch.manual_seed(SEED)
     model = Autoencoder().to(run.device).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam(model.parameters(), lr=setting["lr"], betas=(0.9, 0.99))
+    tools = Tools(model, ("encoder.0.change", "to_", "from_"), setting)
     clock = Clock(setting["minutes"], setting.get("steps"))
     if path.exists():
         state = torch.load(path, map_location=run.device)
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        tools.load(state["optimisers"])
         clock.load(state["clock"])
         if state["done"]:
             return
@@ -174,12 +209,7 @@ def train_autoencoder(run: Run) -> None:
             z = z.float()
             loss = difference.abs().mean() + 4 * difference.pow(2).mean()
             loss = loss + 0.01 * (z.mean().pow(2) + (z.var() - 1).pow(2))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimiser.param_groups:
-            group["lr"] = setting["lr"] * decay(progress, clock.step, 50)
-        optimiser.step()
+        tools.step(loss, decay(progress, clock.step, 50))
         progress = clock.tick()
         if clock.step % 200 == 0 or progress >= 1:
             with torch.no_grad():
@@ -188,7 +218,7 @@ def train_autoencoder(run: Run) -> None:
             run.log("ae", step=clock.step, minutes=round(clock.seconds / 60, 2),
                     loss=round(loss.item(), 5), tuning_psnr=round(quality, 3),
                     latent_std=round(z.std().item(), 4))
-            save(path, {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
+            save(path, {"model": model.state_dict(), "optimisers": tools.state(),
                         "clock": clock.state(), "done": progress >= 1,
                         "latent_std": z.std().item()})
 
@@ -249,18 +279,6 @@ def noise_loss(model: UNet, z: torch.Tensor, text: torch.Tensor, signal: torch.T
     return (snr.clamp(max=5) / snr * error).mean(), error.mean()
 
 
-def optimisers(model: UNet, setting: dict) -> list[torch.optim.Optimizer]:
-    """Muon for hidden matrices, AdamW for vectors and for what faces the outside."""
-    outside = ("enter", "leave", "time1")
-    hidden, rest = [], []
-    for name, p in model.named_parameters():
-        (hidden if p.ndim >= 2 and not name.startswith(outside) else rest).append(p)
-    return [
-        Muon(hidden, setting["lr"]),
-        torch.optim.AdamW(rest, setting["lr_rest"], betas=(0.9, 0.99), weight_decay=0.0),
-    ]
-
-
 def train_unet(run: Run) -> None:
     """Stage "unet": unet.pt holds the network, its average and the optimisers."""
     setting, path = run.config["unet"], run.work / "unet.pt"
@@ -270,15 +288,13 @@ def train_unet(run: Run) -> None:
     if run.config.get("init"):
         start_from(model, Path(run.config["init"]))
     average = {n: p.detach().clone() for n, p in model.named_parameters()}
-    tools = optimisers(model, setting)
-    rates = [tool.param_groups[0]["lr"] for tool in tools]
+    tools = Tools(model, ("enter", "leave", "time1"), setting)
     clock, progress = Clock(setting["minutes"], setting.get("steps")), 0.0
     if path.exists():
         state = torch.load(path, map_location=run.device)
         model.load_state_dict(state["model"])
         average = state["average"]
-        for tool, kept in zip(tools, state["optimisers"], strict=True):
-            tool.load_state_dict(kept)
+        tools.load(state["optimisers"])
         clock.load(state["clock"])
         progress = state["progress"]
     data, tuning, signal = latents(run, "train"), latents(run, "tuning"), alphas().to(run.device)
@@ -309,13 +325,7 @@ def train_unet(run: Run) -> None:
         with run.autocast():
             loss, _ = noise_loss(model, data[rows], read(spoken("train", rows, rng, setting)),
                                  signal, generator)
-        for tool in tools:
-            tool.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for tool, rate in zip(tools, rates, strict=True):
-            tool.param_groups[0]["lr"] = rate * decay(progress, clock.step, 50)
-            tool.step()
+        tools.step(loss, decay(progress, clock.step, 50))
         keep = min(setting["ema"], (1 + clock.step) / (10 + clock.step))
         torch._foreach_lerp_(list(average.values()),
                              [p.detach() for p in model.parameters()], 1 - keep)
@@ -328,7 +338,7 @@ def train_unet(run: Run) -> None:
                     tuning_eps_mse=round(plain, 5))
             recent.clear()
             save(path, {"model": model.state_dict(), "average": average, "progress": progress,
-                        "optimisers": [tool.state_dict() for tool in tools],
+                        "optimisers": tools.state(),
                         "clock": clock.state()})
 
 
@@ -352,6 +362,48 @@ def start_from(model: UNet, checkpoint: Path) -> None:
     model.load_state_dict(fresh)
 
 
+def train_reader(run: Run) -> None:
+    """Stage "reader": the classifier that judges pictures, written into the asset's folder."""
+    setting, path = run.config["reader"], run.work / "reader.pt"
+    torch.manual_seed(SEED)
+    model = reader.Reader().to(run.device)
+    tool = torch.optim.AdamW(model.parameters(), lr=setting["lr"], betas=(0.9, 0.99))
+    clock, progress = Clock(setting["minutes"], setting.get("steps")), 0.0
+    if path.exists():
+        state = torch.load(path, map_location=run.device)
+        model.load_state_dict(state["model"])
+        tool.load_state_dict(state["optimiser"])
+        clock.load(state["clock"])
+        progress = state["progress"]
+    data, tuning = pictures(run, "train"), pictures(run, "tuning")
+    truths = [example("tuning", i) for i in range(len(tuning))]
+    while progress < 1:
+        rng = np.random.default_rng([SEED, 3, clock.step])
+        rows = rng.integers(len(data), size=setting["batch"])
+        with run.autocast():
+            loss = reader.loss(model, data[rows], [example("train", int(i)) for i in rows], rng)
+        tool.zero_grad(set_to_none=True)
+        loss.backward()
+        tool.param_groups[0]["lr"] = setting["lr"] * decay(progress, clock.step, 50)
+        tool.step()
+        progress = clock.tick()
+        if clock.step % 100 == 0 or progress >= 1:
+            found = reader.read(model.cpu(), tuning)
+            model.to(run.device)
+            right = {
+                name: round(float(np.mean([
+                    getattr(f, name) == getattr(who if hasattr(who, name) else what, name)
+                    for f, (who, what) in zip(found, truths, strict=True)])), 4)
+                for name in reader.CLASSES
+            }
+            run.log("reader", step=clock.step, minutes=round(clock.seconds / 60, 2),
+                    loss=round(loss.item(), 4), **right)
+            save(path, {"model": model.state_dict(), "optimiser": tool.state_dict(),
+                        "clock": clock.state(), "progress": progress})
+    asset.FOLDER.mkdir(exist_ok=True)
+    reader.store(model.cpu())
+
+
 def export(run: Run) -> None:
     """Stage "export": write the asset, its hash, and the run's log and configuration."""
     ae = torch.load(run.work / "ae.pt", map_location="cpu")
@@ -370,7 +422,7 @@ def export(run: Run) -> None:
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "render": render, "ae": train_autoencoder, "latents": encode_latents, "unet": train_unet,
-    "export": export,
+    "reader": train_reader, "export": export,
 }
 
 

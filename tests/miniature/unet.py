@@ -9,10 +9,10 @@ through group norm, SiLU and convolution. So training runs on the living channel
 import math
 
 import torch
+from miniature.layout import FULL, HEAD, Shape
 from torch import nn
 from torch.nn import functional as F
 
-from miniature.layout import FULL, HEAD, Shape
 
 def _conv(n_in: int, n_out: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, kernel, stride=stride, padding=kernel // 2)

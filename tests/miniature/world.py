@@ -8,7 +8,7 @@ other attributes is the exact counterfactual of an edit.
 import colorsys
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 SIZE = 128
 SUPERSAMPLE = 4
+GROUND = 113.0
 
 POSES = ("standing", "sitting", "jumping", "lying")
 PLACES = ("grass", "beach", "snow", "night")
@@ -124,13 +125,15 @@ def _gradient(top: tuple[int, ...], bottom: tuple[int, ...], height: int) -> Ima
     return Image.fromarray(np.round(rows).astype(np.uint8))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _landscape(place: str) -> tuple[Image.Image, Image.Image, Image.Image]:
     """Sky, land and the land's mask, supersampled; the same in every picture of a place."""
     k, side = SUPERSAMPLE, SIZE * SUPERSAMPLE
-    skies = {"grass": ((98, 178, 240), (206, 235, 252)), "beach": ((92, 200, 244), (255, 236, 205)),
+    skies = {"grass": ((98, 178, 240), (206, 235, 252)),
+             "beach": ((92, 200, 244), (255, 236, 205)),
              "snow": ((168, 186, 212), (228, 234, 243)), "night": ((16, 20, 58), (56, 56, 112))}
-    grounds = {"grass": ((112, 194, 88), (74, 158, 70)), "beach": ((246, 219, 160), (232, 194, 128)),
+    grounds = {"grass": ((112, 194, 88), (74, 158, 70)),
+               "beach": ((246, 219, 160), (232, 194, 128)),
                "snow": ((250, 252, 255), (222, 232, 245)), "night": ((36, 68, 76), (22, 44, 54))}
     horizon = 80
     sky = Image.new("RGB", (side, side))
@@ -222,7 +225,8 @@ def _dog(pen: _Pen, who: Identity, what: Attributes) -> None:
         feet_near = [((10, leg + 2), (9, paw))]
     elif what.pose == "jumping":
         hip, chest = (-half + 1, leg + 9.0), (half - 2, leg + 23.0)
-        feet_far = [((-half + 4, leg + 6), (-half - 7, leg - 8)), ((half - 5, leg + 20), (half + 10, leg + 10))]
+        feet_far = [((-half + 4, leg + 6), (-half - 7, leg - 8)),
+                    ((half - 5, leg + 20), (half + 10, leg + 10))]
         feet_near = [((-half - 2, leg + 8), (-half - 16, leg - 3)),
                      ((half, leg + 20), (half + 15, leg + 18))]
     else:
@@ -290,15 +294,14 @@ def _dog(pen: _Pen, who: Identity, what: Attributes) -> None:
         pen.limb((nx - 8, ny + 3), (nx + 10, ny - 3), 4.6, 4.6, gold)
 
 
-def render(who: Identity, what: Attributes) -> np.ndarray:
-    """Draw one picture: uint8 [128, 128, 3], the same bytes for the same arguments."""
+def _scenery(who: Identity, place: str) -> Image.Image:
     k = SUPERSAMPLE
-    sky, land, mask = _landscape(what.place)
+    sky, land, mask = _landscape(place)
     picture = sky.copy()
     draw = ImageDraw.Draw(picture)
     x, y = who.sun
-    draw.ellipse([v * k for v in (x - 8, y - 8, x + 8, y + 8)], fill=SUNS[what.place])
-    if what.place == "night":
+    draw.ellipse([v * k for v in (x - 8, y - 8, x + 8, y + 8)], fill=SUNS[place])
+    if place == "night":
         # The bite that makes a crescent has the colour of the sky at that height.
         sky_colour = sky.getpixel((0, int(y * k)))
         draw.ellipse([v * k for v in (x - 4, y - 10, x + 11, y + 5)], fill=sky_colour)
@@ -307,12 +310,29 @@ def render(who: Identity, what: Attributes) -> np.ndarray:
             draw.ellipse(
                 [k * v for v in (cx + size * (dx - rx), cy + size * (dy - ry),
                                  cx + size * (dx + rx), cy + size * (dy + ry))],
-                fill=CLOUDS[what.place])
+                fill=CLOUDS[place])
     picture.paste(land, (0, 0), mask)
-    ground = 113.0
-    draw = ImageDraw.Draw(picture)
+    return picture
+
+
+def landscape(who: Identity, place: str) -> np.ndarray:
+    """The picture without its dog: uint8 [128, 128, 3]."""
+    return np.asarray(_scenery(who, place).reduce(SUPERSAMPLE))
+
+
+def render(who: Identity, what: Attributes) -> np.ndarray:
+    """Draw one picture: uint8 [128, 128, 3], the same bytes for the same arguments."""
+    k = SUPERSAMPLE
+    picture = _scenery(who, what.place)
     reach = (30 if what.pose in ("standing", "lying") else 24) * who.scale
-    draw.ellipse([v * k for v in (who.x - reach, ground - 3, who.x + reach, ground + 5)],
-                 fill=SHADOWS[what.place])
-    _dog(_Pen(picture, who, ground), who, what)
+    ImageDraw.Draw(picture).ellipse(
+        [v * k for v in (who.x - reach, GROUND - 3, who.x + reach, GROUND + 5)],
+        fill=SHADOWS[what.place])
+    _dog(_Pen(picture, who, GROUND), who, what)
     return np.asarray(picture.reduce(k))
+
+
+def split_of(who: Identity) -> str:
+    """The split that an identity belongs to, from its hue alone."""
+    residue = hue_bin(who.hue) % HUE_PERIOD
+    return next(split for split, residues in SPLITS.items() if residue in residues)

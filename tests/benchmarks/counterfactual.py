@@ -1,0 +1,260 @@
+"""Edits whose true result is known: Imagic against SDEdit and DDIB in the real host.
+
+    COMFYUI_PATH=... python tests/benchmarks/counterfactual.py --json OUT.json [--sheet OUT.png]
+                     [--edits N] [--methods NAME ...] [--checkpoint FILE] [--world FILE.py]
+
+Imagic's eta and SDEdit's strength follow one rule for all pictures: the lowest on the grid at
+which the judge sees the asked attribute, or the grid's default where it never does. The truth is
+looked at only to score the result. A world is a Python file with `edits(count)` and `Judge`, as
+in tests/miniature/edits.py; a checkpoint other than the miniature needs its own world.
+"""
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from miniature import build, metrics  # noqa: E402
+
+STEPS, GUIDANCE, SAMPLER, SCHEDULER, SEED = 50, 3.0, "ddim", "normal", 11
+ETAS, DEFAULT_ETA = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0), 0.7
+STRENGTHS, DEFAULT_STRENGTH = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.7
+# The paper's schedule is for 860 M parameters and rates that move them little a step; this
+# network has a hundredth of the weights and pictures of a sixteenth of the places. The rates are
+# raised until A and B reach the same fall of the loss, with full weights and a batch as one step.
+PAPER_A = {"steps": 80, "learning_rate": 1e-2, "batch_size": 8}
+PAPER_B = {"method": "full", "steps": 110, "learning_rate": 6e-5, "batch_size": 8}
+
+
+class Host:
+    """A real ComfyUI in this process with a checkpoint and the pack."""
+
+    def __init__(self, comfyui: Path, checkpoint: Path) -> None:
+        """Import the host, load the pack as the host does, and the checkpoint with its loader."""
+        sys.path.insert(0, str(comfyui))
+        arguments, sys.argv = sys.argv, sys.argv[:1]
+        import torch
+
+        if not torch.cuda.is_available():
+            sys.argv.append("--cpu")
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args  # noqa: F401
+
+        sys.argv = arguments
+        import comfy.samplers
+        import folder_paths
+        import utils.extra_config  # noqa: F401  (hidden by comfy/utils.py once nodes is there)
+
+        import nodes
+
+        self.torch, self.samplers, self.nodes = torch, comfy.samplers, nodes
+        pack = nodes.load_custom_node(str(TESTS.parent), module_parent="custom_nodes")
+        if not asyncio.run(pack):
+            raise RuntimeError("ComfyUI could not load the pack")
+        folder_paths.add_model_folder_path("checkpoints", str(checkpoint.parent))
+        self.model, self.clip, self.vae = self.node("CheckpointLoaderSimple").load_checkpoint(
+            checkpoint.name)
+        self.empty = self.say("")
+
+    def node(self, name: str) -> Any:
+        """A node of the host; V1 nodes as an instance, V3 nodes as their class."""
+        found = self.nodes.NODE_CLASS_MAPPINGS[name]
+        return found if hasattr(found, "define_schema") else found()
+
+    def say(self, text: str) -> Any:
+        """CONDITIONING of a sentence."""
+        return self.node("CLIPTextEncode").encode(self.clip, text)[0]
+
+    def encode(self, picture: np.ndarray) -> dict:
+        """LATENT of a uint8 picture."""
+        pixels = self.torch.from_numpy(picture.astype(np.float32) / 255)[None]
+        return self.node("VAEEncode").encode(self.vae, pixels)[0]
+
+    def decode(self, latent: dict) -> np.ndarray:
+        """The uint8 picture of a LATENT."""
+        pixels = self.node("VAEDecode").decode(self.vae, latent)[0][0]
+        return (pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+    def sample(self, model: Any, positive: Any, latent: dict, denoise: float = 1.0) -> np.ndarray:
+        """KSampler with the benchmark's fixed settings, decoded."""
+        (out,) = self.nodes.common_ksampler(
+            model, SEED, STEPS, GUIDANCE, SAMPLER, SCHEDULER, positive, self.empty, latent,
+            denoise=denoise)
+        return self.decode(out)
+
+    def flow(self, text: str, latent: dict, cfg: float, backwards: bool) -> dict:
+        """The probability flow between picture and noise, by the host's Euler sampler."""
+        sampling = self.model.get_model_object("model_sampling")
+        sigmas = self.samplers.calculate_sigmas(sampling, SCHEDULER, STEPS)
+        if backwards:
+            sigmas = sigmas.flip(0)
+            sigmas[0] = 1e-4  # Euler divides by sigma
+        x = latent["samples"]
+        out = self.samplers.sample(
+            self.model, self.torch.zeros_like(x), self.say(text), self.empty, cfg,
+            self.model.load_device, self.samplers.sampler_object("euler"), sigmas, {},
+            latent_image=x, disable_pbar=True)
+        return {"samples": out.cpu()}
+
+
+Grid = dict[float, np.ndarray]
+
+
+def imagic(host: Host, edit: Any, a: dict, b: dict) -> Grid:
+    """Stages A and B once, stage C and the sampler for each eta."""
+    image, target = host.encode(edit.source), host.say(edit.target_text)
+    defaults = {
+        stage: {i.id: i.default for i in host.node(stage).define_schema().inputs
+                if getattr(i, "default", None) is not None}
+        for stage in ("ImagicOptimizeEmbedding", "ImagicFinetuneModel")
+    }
+    learn = host.node("ImagicOptimizeEmbedding").execute
+    optimized = learn(model=host.model, target=target, image=image,
+                      **{**defaults["ImagicOptimizeEmbedding"], **a}).args[0]
+    tune = host.node("ImagicFinetuneModel").execute
+    model = tune(model=host.model, optimized=optimized, image=image,
+                 **{**defaults["ImagicFinetuneModel"], **b}).args[0]
+    blend = host.node("ImagicInterpolateConditioning").execute
+    nothing = {"samples": host.torch.zeros_like(image["samples"])}
+    return {
+        eta: host.sample(model, blend(target=target, optimized=optimized, eta=eta).args[0], nothing)
+        for eta in ETAS
+    }
+
+
+def sdedit(host: Host, edit: Any) -> Grid:
+    """Noise the picture to a strength and draw the sentence from there."""
+    image, target = host.encode(edit.source), host.say(edit.target_text)
+    return {s: host.sample(host.model, target, image, denoise=s) for s in STRENGTHS}
+
+
+def ddib(host: Host, edit: Any) -> Grid:
+    """To noise under the picture's own sentence, and back under the asked one."""
+    noise = host.flow(edit.source_text, host.encode(edit.source), 1.0, backwards=True)
+    return {1.0: host.decode(host.flow(edit.target_text, noise, GUIDANCE, backwards=False))}
+
+
+METHODS: dict[str, tuple[Callable[[Host, Any], Grid], float]] = {
+    "nothing done": (lambda host, edit: {0.0: edit.source}, 0.0),
+    "ceiling": (lambda host, edit: {0.0: host.decode(host.encode(edit.truth))}, 0.0),
+    "imagic": (lambda host, edit: imagic(host, edit, {}, {}), DEFAULT_ETA),
+    "imagic, paper": (lambda host, edit: imagic(host, edit, PAPER_A, PAPER_B), DEFAULT_ETA),
+    "sdedit": (sdedit, DEFAULT_STRENGTH),
+    "ddib": (ddib, 1.0),
+}
+
+
+def choose(grid: Grid, default: float, judge: Any, edit: Any) -> float:
+    """The one rule: the lowest setting at which the judge sees the asked attribute."""
+    return next((s for s in sorted(grid) if judge(edit, grid[s]).reached), default)
+
+
+def table(results: dict[str, list[dict]]) -> dict[str, dict]:
+    """Mean figures of each method; rates are shares of all edits."""
+    rows = {}
+    for name, each in results.items():
+        row = {
+            "success": float(np.mean([e["reached"] for e in each])),
+            "kept": float(np.mean([e["reached"] and e["kept"] for e in each])),
+            "psnr_to_truth": float(np.mean([e["psnr"] for e in each])),
+            "ssim_to_truth": float(np.mean([e["ssim"] for e in each])),
+        }
+        for rival in ("sdedit", "ddib"):
+            if rival in results and rival != name:
+                row[f"nearer_than_{rival}"] = float(np.mean([
+                    a["psnr"] > b["psnr"] for a, b in zip(each, results[rival], strict=True)]))
+        if name.startswith("imagic"):
+            row["reconstruction_psnr"] = float(np.mean([e["reconstruction"] for e in each]))
+        rows[name] = row
+    return rows
+
+
+def show(rows: dict[str, dict]) -> None:
+    """Print the table."""
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    print(" | ".join(["method".ljust(14), *columns]))
+    for name, row in rows.items():
+        cells = [(f"{row[c]:.3f}" if c in row else "").ljust(len(c)) for c in columns]
+        print(" | ".join([name.ljust(14), *cells]))
+
+
+def module_from(path: Path) -> ModuleType:
+    """Import a world from a file."""
+    spec = importlib.util.spec_from_file_location("benchmark_world", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"not a Python file: {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--edits", type=int, default=60)
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--world", type=Path, default=TESTS / "miniature" / "edits.py")
+    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
+    arguments = parser.parse_args()
+    if arguments.comfyui is None:
+        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
+    world = module_from(arguments.world)
+    checkpoint = arguments.checkpoint or build.build(
+        Path(tempfile.mkdtemp()) / "miniature.safetensors")
+    host, judge = Host(arguments.comfyui, checkpoint), world.Judge()
+
+    results: dict[str, list[dict]] = {name: [] for name in arguments.methods}
+    sheet = []
+    for edit in world.edits(arguments.edits):
+        shown = [edit.source, edit.truth]
+        for name in arguments.methods:
+            method, default = METHODS[name]
+            started = time.monotonic()
+            with host.torch.inference_mode():
+                grid = method(host, edit)
+            setting = choose(grid, default, judge, edit)
+            verdict = judge(edit, grid[setting])
+            found = {
+                "edit": edit.name, "setting": setting, "reached": verdict.reached,
+                "kept": verdict.kept, "psnr": metrics.psnr(grid[setting], edit.truth),
+                "ssim": metrics.ssim(grid[setting], edit.truth),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            if name.startswith("imagic"):
+                found["reconstruction"] = metrics.psnr(grid[0.0], edit.source)
+                shown.append(grid[0.0])
+            results[name].append(found)
+            shown.append(grid[setting])
+            print(name, json.dumps(found), flush=True)
+        sheet.append(np.concatenate(shown, axis=1))
+        # after every edit, so that a run cut short is not lost
+        rows = table(results)
+        arguments.json.write_text(json.dumps(
+            {"methods": rows, "edits": results, "checkpoint": checkpoint.name}, indent=1) + "\n")
+        if arguments.sheet:
+            Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
+    show(table(results))
+
+
+if __name__ == "__main__":
+    main()
