@@ -51,7 +51,7 @@ class Denoiser(Protocol):
         ...
 
     def output_scale(self, sigma: Tensor) -> Tensor:
-        """d x0 / d output, [n]: how far x0 moves when the network's output moves by one."""
+        """[n] derivative of the denoised picture by the network's output."""
         ...
 
 

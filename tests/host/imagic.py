@@ -1,0 +1,123 @@
+"""The nodes called in this process as ComfyUI's executor calls them, and what to give them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+Result = tuple[Any, ...]
+
+
+class Pack:
+    """The three nodes under short names, run under the executor's inference mode."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.host = module.nodes.comfy_host
+        self.nodes = {n.define_schema().node_id: n for n in module.nodes.NODES}
+
+    def call(self, node: str, *args: Any, **kwargs: Any) -> Result:
+        with torch.inference_mode():
+            return self.nodes[node].execute(*args, **kwargs).result
+
+    def optimize(self, *args: Any, **kwargs: Any) -> Result:
+        return self.call("ImagicOptimizeEmbedding", *args, **kwargs)
+
+    def finetune(self, *args: Any, **kwargs: Any) -> Result:
+        return self.call("ImagicFinetuneModel", *args, **kwargs)
+
+    def interpolate(self, *args: Any, **kwargs: Any) -> Result:
+        return self.call("ImagicInterpolateConditioning", *args, **kwargs)
+
+    def loss(self, model: Any, conditioning: Any, latent: Any, draws: int = 16) -> float:
+        """Equation 3 on draws that are the same in every call."""
+        core = self.module.imagic_core.objective
+        text = self.host.read_text("test", "text", conditioning)
+        x0, mask = self.host.read_image("test", model, latent)
+        with self.host.training(model, x0, text) as (denoiser, x0):
+            fixed = core.draw(denoiser.sigmas, x0, draws, torch.Generator().manual_seed(1234))
+            return core.mean_loss(denoiser, x0, text.embedding, fixed, mask)
+
+    def sampled_loss(self, model: Any, conditioning: Any, latent: Any, draws: int = 16) -> float:
+        """The same, asked of the host's own sampling instead of the pack's denoiser."""
+        import comfy.samplers
+
+        core = self.module.imagic_core.objective
+        losses = []
+
+        class Probe(comfy.samplers.Sampler):
+            def sample(self, wrap, sigmas, extra_args, callback, noise, latent_image, *_):
+                sampling = wrap.inner_model.model_sampling
+                generator = torch.Generator().manual_seed(1234)
+                fixed = core.draw(sampling.sigmas, latent_image, draws, generator)
+                for one in fixed.split(1):
+                    noisy = sampling.noise_scaling(
+                        one.sigma.view(1, 1, 1, 1), one.noise, latent_image, False
+                    )
+                    x0 = wrap(noisy, one.sigma, **extra_args)
+                    scale = -one.sigma  # noise and flow predictions
+                    losses.append((((x0 - latent_image) / scale) ** 2).mean().item())
+                return latent_image
+
+        with torch.inference_mode():
+            guider = comfy.samplers.CFGGuider(model)
+            guider.set_conds(conditioning, conditioning)
+            guider.set_cfg(1.0)
+            samples = latent["samples"]
+            guider.sample(torch.zeros_like(samples), samples, Probe(), torch.tensor([1.0, 0.0]))
+        return sum(losses) / len(losses)
+
+
+def load(checkpoint: Any, **model_options: Any) -> Any:
+    """MODEL of a checkpoint, made in inference mode as by the executor."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(
+            str(checkpoint), output_vae=False, output_clip=False, model_options=model_options
+        )[0]
+
+
+def conditioning(seed: int = 0, tokens: int = 77, width: int = 768) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        return [
+            [
+                torch.randn(1, tokens, width, generator=generator),
+                {"pooled_output": torch.randn(1, width, generator=generator)},
+            ]
+        ]
+
+
+def latent(seed: int = 0, count: int = 1, size: tuple[int, int] = (8, 8)) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(100 + seed)
+    with torch.inference_mode():
+        return {"samples": 5 * torch.randn(count, 4, *size, generator=generator)}
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in model.model.state_dict().items()}
+
+
+def snapshot(*values: Any) -> SimpleNamespace:
+    """Copies to compare with, of tensors nested in lists and dictionaries."""
+    return SimpleNamespace(tensors=[t.clone() for t in tensors_in(values)])
+
+
+def unchanged(before: SimpleNamespace, *values: Any) -> bool:
+    now = tensors_in(values)
+    return len(now) == len(before.tensors) and all(
+        torch.equal(a, b) for a, b in zip(before.tensors, now, strict=True)
+    )
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return []
+    return [t for v in value for t in tensors_in(v)]

@@ -1,0 +1,290 @@
+"""Stages A and B on a real ComfyUI: what they learn, what they leave alone, what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from host import imagic
+
+STEPS, RATE = 6, 1e-2
+RATES = {"full": 1e-4, "attention": 1e-3, "lora": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def nodes(pack):
+    return imagic.Pack(pack)
+
+
+@pytest.fixture(scope="module")
+def model(comfy, tiny_checkpoint):
+    return imagic.load(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def learned(nodes, model):
+    """Stage A, run once: (target, latent, optimized, losses)."""
+    target, latent = imagic.conditioning(), imagic.latent()
+    optimized, losses = nodes.optimize(model, target, latent, 12, RATE, 0)
+    return target, latent, optimized, losses
+
+
+def test_stage_a_lowers_the_loss(nodes, model, learned):
+    target, latent, optimized, losses = learned
+    assert len(losses["loss"]) == 12
+    assert nodes.loss(model, optimized, latent) < nodes.loss(model, target, latent) * 0.999
+
+
+@pytest.mark.parametrize("method", RATES)
+def test_stage_b_lowers_the_loss_further_in_a_copy(nodes, model, learned, method):
+    _, latent, optimized, _ = learned
+    before, after_a = imagic.weights(model), nodes.loss(model, optimized, latent)
+    tuned, lora, losses = nodes.finetune(model, optimized, latent, method, STEPS, RATES[method], 0)
+    assert nodes.loss(tuned, optimized, latent) < after_a * 0.98
+    assert len(losses["loss"]) == STEPS
+    assert nodes.loss(model, optimized, latent) == pytest.approx(after_a, rel=1e-6)
+    assert_weights(model, before)
+    assert tuned is not model and not model.patches
+
+
+@pytest.mark.parametrize("method", RATES)
+def test_lora_model_gives_the_same_model_through_the_hosts_own_nodes(
+    nodes, model, learned, method, tmp_path, monkeypatch
+):
+    import comfy_extras.nodes_train as train
+    import folder_paths
+
+    from nodes import LoraLoaderModelOnly
+
+    _, latent, optimized, _ = learned
+    tuned, lora, _ = nodes.finetune(model, optimized, latent, method, 2, RATES[method], 0)
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"})
+    )
+    with torch.inference_mode():
+        train.SaveLoRA.execute(lora, "edit")
+        (file,) = tmp_path.glob("edit*.safetensors")
+        loaded = LoraLoaderModelOnly().load_lora_model_only(model, file.name, 1.0)[0]
+    expected = nodes.loss(tuned, optimized, latent, 4)
+    assert expected != pytest.approx(nodes.loss(model, optimized, latent, 4), rel=1e-4)
+    assert nodes.loss(loaded, optimized, latent, 4) == pytest.approx(expected, rel=1e-6)
+
+
+def test_learning_rate_zero_changes_nothing(nodes, model):
+    target, latent = imagic.conditioning(), imagic.latent()
+    optimized, _ = nodes.optimize(model, target, latent, 1, 0.0, 0)
+    assert torch.equal(optimized[0][0], target[0][0])
+    assert torch.equal(optimized[0][1]["pooled_output"], target[0][1]["pooled_output"])
+    plain = nodes.loss(model, target, latent, 2)
+    for method in RATES:
+        tuned, _, _ = nodes.finetune(model, optimized, latent, method, 1, 0.0, 0)
+        assert nodes.loss(tuned, target, latent, 2) == plain
+
+
+def test_what_comes_in_is_not_altered(nodes, model):
+    target, latent = imagic.conditioning(), imagic.latent()
+    latent["noise_mask"] = torch.ones(1, 64, 64)
+    before, had = imagic.weights(model), imagic.snapshot(target, latent)
+    optimized, _ = nodes.optimize(model, target, latent, 2, RATE, 0)
+    kept = imagic.snapshot(optimized)
+    nodes.finetune(model, optimized, latent, "lora", 2, 1e-3, 0)
+    nodes.interpolate(target, optimized, 0.5)
+    assert imagic.unchanged(had, target, latent) and imagic.unchanged(kept, optimized)
+    assert_weights(model, before)
+
+
+class _Stop(Exception):
+    """Stands for whatever may go wrong in the middle of a training."""
+
+
+@pytest.mark.parametrize("stage", ["A", "full", "lora"])
+@pytest.mark.parametrize("end", ["cancelled", "raised"])
+def test_a_training_that_ends_early_leaves_the_model_as_it_was(
+    nodes, model, stage, end, monkeypatch
+):
+    import comfy.model_management
+
+    target, latent = imagic.conditioning(), imagic.latent()
+    before, state = imagic.weights(model), _module_state(model)
+    steps = []
+
+    def after_one_step(reporter, progress):
+        steps.append(progress.step)
+        if end == "raised":
+            raise _Stop
+        comfy.model_management.interrupt_current_processing()
+        original(reporter, progress)
+
+    reporter = nodes.module.nodes.progress.Reporter
+    original = reporter.__call__
+    monkeypatch.setattr(reporter, "__call__", after_one_step)
+    stopped = _Stop if end == "raised" else comfy.model_management.InterruptProcessingException
+    with pytest.raises(stopped):
+        if stage == "A":
+            nodes.optimize(model, target, latent, 5, RATE, 0)
+        else:
+            nodes.finetune(model, target, latent, stage, 5, 1e-3, 0)
+    assert steps == [1]
+    assert_weights(model, before)
+    assert _module_state(model) == state
+
+
+def _module_state(model):
+    """All that training could leave behind on the shared module."""
+    return [
+        (
+            name,
+            module.training,
+            sorted(key for key in vars(module) if "forward" in key or "function" in key),
+            len(module._forward_hooks),
+            [(id(p), p.requires_grad) for p in module._parameters.values() if p is not None],
+        )
+        for name, module in model.model.named_modules()
+    ]
+
+
+def test_same_seed_same_result(nodes, model):
+    target, latent = imagic.conditioning(), imagic.latent()
+
+    def run(seed):
+        torch.manual_seed(seed + 50)  # the global generator must not matter
+        optimized, _ = nodes.optimize(model, target, latent, 2, RATE, seed)
+        _, lora, losses = nodes.finetune(model, optimized, latent, "lora", 2, 1e-3, seed)
+        return optimized[0][0], lora, losses["loss"]
+
+    first, other = run(3), None
+    state = torch.get_rng_state()
+    again = run(3)
+    assert torch.equal(first[0], again[0]) and first[2] == again[2]
+    assert all(torch.equal(first[1][k], again[1][k]) for k in first[1])
+    other = run(4)
+    assert not torch.equal(first[0], other[0])
+    torch.manual_seed(53)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_batch_is_several_photographs(nodes, model):
+    target, latent = imagic.conditioning(), imagic.latent(count=2)
+    first = {"samples": latent["samples"][:1]}
+    both, _ = nodes.optimize(model, target, latent, 3, RATE, 0)
+    one, _ = nodes.optimize(model, target, first, 3, RATE, 0)
+    assert not torch.equal(both[0][0], one[0][0])
+
+
+def test_a_mask_says_where_to_be_faithful(nodes, model):
+    target, latent = imagic.conditioning(), imagic.latent()
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, :32] = 1
+    left = {**latent, "noise_mask": mask}
+    other = {"samples": latent["samples"].clone(), "noise_mask": mask}
+    with torch.inference_mode():
+        other["samples"][..., 4:] += 1.0  # outside the mask
+    a, b = (nodes.loss(model, target, x, 4) for x in (left, latent))
+    assert a != pytest.approx(b, rel=1e-3)
+    everywhere = {**latent, "noise_mask": torch.ones(1, 64, 64)}
+    assert nodes.loss(model, target, everywhere, 4) == pytest.approx(b, rel=1e-5)
+
+
+def test_recomputing_blocks_changes_nothing(nodes, model):
+    target, latent = imagic.conditioning(), imagic.latent()
+    plain, _ = nodes.optimize(model, target, latent, 2, RATE, 0, save_memory="off")
+    saved, _ = nodes.optimize(model, target, latent, 2, RATE, 0, save_memory="on")
+    torch.testing.assert_close(plain[0][0], saved[0][0], rtol=1e-4, atol=1e-5)
+    _, a, _ = nodes.finetune(model, plain, latent, "lora", 2, 1e-3, 0, save_memory="off")
+    _, b, _ = nodes.finetune(model, plain, latent, "lora", 2, 1e-3, 0, save_memory="on")
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4)
+
+
+def test_out_of_memory_starts_over_with_recomputed_blocks(nodes, model, monkeypatch):
+    # No device here runs out of memory at the right moment, so the first attempt is made to.
+    host, modes = nodes.host, []
+    real = host.training
+
+    def starved(*args, **kwargs):
+        modes.append(kwargs["save_memory"])
+        if not kwargs["save_memory"]:
+            raise torch.OutOfMemoryError("too little")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(host, "training", starved)
+    target, latent = imagic.conditioning(), imagic.latent()
+    nodes.optimize(model, target, latent, 1, RATE, 0)
+    assert modes == [False, True]
+    with pytest.raises(RuntimeError, match="Imagic Optimize Embedding: not enough memory"):
+        nodes.optimize(model, target, latent, 1, RATE, 0, save_memory="off")
+
+
+def test_progress_shows_every_step_with_a_picture(nodes, model, monkeypatch):
+    import comfy.utils
+
+    shown = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda *args, **kwargs: shown.append(args)
+    )
+    nodes.optimize(model, imagic.conditioning(), imagic.latent(), 3, RATE, 0)
+    assert [(value, total) for value, total, _ in shown] == [(1, 3), (2, 3), (3, 3)]
+    for _, _, (kind, picture, _) in shown:
+        assert kind == "JPEG" and picture.width == 320 and picture.height == 400
+        assert picture.crop((0, 0, 320, 320)).getextrema() != ((0, 0), (0, 0), (0, 0))
+
+
+def _bad_inputs():
+    plain, image = imagic.conditioning, imagic.latent
+    nan = image()
+    nan["samples"] = nan["samples"] * float("nan")
+    empty_mask = {**image(), "noise_mask": torch.zeros(1, 64, 64)}
+    with_control = [[plain()[0][0], {**plain()[0][1], "control": object()}]]
+    return {
+        "no entry": ([], image(), "'target' is empty"),
+        "two entries": (plain() + plain(1), image(), "'target' combines 2 conditionings"),
+        "controlnet": (with_control, image(), "'target' carries 'control'.*disconnect"),
+        "area": ([[plain()[0][0], {"area": (1, 1, 0, 0)}]], image(), "carries 'area'"),
+        "range": ([[plain()[0][0], {"start_percent": 0.2}]], image(), "carries 'start_percent'"),
+        "nan text": ([[plain()[0][0] * float("inf"), {}]], image(), "no finite text embedding"),
+        "width": (plain(width=1024), image(), r"cannot take.*\(1, 77, 1024\).*text encoder"),
+        "channels": (plain(), {"samples": torch.ones(1, 16, 8, 8)}, "16 latent channels.*4"),
+        "empty": (plain(), {"samples": torch.zeros(1, 4, 8, 8)}, "empty latent.*VAE Encode"),
+        "nan image": (plain(), nan, "'image' contains NaN"),
+        "mask": (plain(), empty_mask, "the mask of 'image' is empty"),
+    }
+
+
+@pytest.mark.parametrize("case", list(_bad_inputs()))
+def test_bad_input_is_refused_before_the_long_work(nodes, model, case, monkeypatch):
+    target, latent, message = _bad_inputs()[case]
+    before = imagic.weights(model)
+    steps = []
+    reporter = nodes.module.nodes.progress.Reporter
+    monkeypatch.setattr(reporter, "__call__", lambda *_: steps.append(1))
+    with pytest.raises(ValueError, match=f"^Imagic Optimize Embedding: .*{message}"):
+        nodes.optimize(model, target, latent, 1, RATE, 0)
+    with pytest.raises(
+        ValueError, match=f"^Imagic Fine-tune Model: .*{message}".replace("target", "optimized")
+    ):
+        nodes.finetune(model, target, latent, "lora", 1, 1e-3, 0)
+    assert not steps
+    assert_weights(model, before)
+
+
+def test_interpolation_carries_everything_through(nodes):
+    target, optimized = imagic.conditioning(0), imagic.conditioning(1)
+    target[0][1]["guidance"] = 3.5
+    ((tokens, options),) = nodes.interpolate(target, optimized, 0.25)[0]
+    for found, name in ((tokens, 0), (options["pooled_output"], None)):
+        pair = [c[0][0] if name == 0 else c[0][1]["pooled_output"] for c in (target, optimized)]
+        torch.testing.assert_close(found, 0.25 * pair[0] + 0.75 * pair[1])
+    assert options["guidance"] == 3.5
+
+
+def test_interpolation_of_different_sentences_is_refused(nodes):
+    with pytest.raises(ValueError, match=r"'target' and 'optimized' do not match.*77.*154"):
+        nodes.interpolate(imagic.conditioning(), imagic.conditioning(tokens=154), 0.5)
+
+
+def assert_weights(model, before):
+    now = model.model.state_dict()
+    assert now.keys() == before.keys()
+    different = [k for k in before if not torch.equal(before[k], now[k])]
+    assert not different
