@@ -4,10 +4,24 @@ The tests' packages come last on the path, so that each of the host's own wins. 
 do this: it puts them first, and the portable ComfyUI's Python ignores it.
 """
 
+import os
 import runpy
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
+
+def end_with_starter(starter: int) -> None:
+    """Take the starter's end as Ctrl-C, so that a killed ``run.py`` leaves nothing running."""
+    while os.getppid() == starter:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if os.name != "nt":  # Windows gives no new parent to a process whose own has ended.
+    threading.Thread(target=end_with_starter, args=[os.getppid()], daemon=True).start()
 packages, command, *arguments = sys.argv[1:]
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(packages)

@@ -44,7 +44,7 @@ def comfy(comfyui_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mod
     sys.path.insert(0, str(comfyui_folder))
     arguments = sys.argv
     # Read once, when comfy.cli_args is imported first.
-    sys.argv = ["main.py", *base_arguments(base)]
+    sys.argv = ["main.py", "--cpu", *base_arguments(base)]
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
         importlib.import_module("comfy.cli_args")

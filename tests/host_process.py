@@ -53,9 +53,8 @@ def put_file(source: Path, target: Path) -> None:
 
 
 def base_arguments(base: Path) -> list[str]:
-    """Return ComfyUI's options that keep it on the CPU and within ``base``."""
+    """Return ComfyUI's options that keep it within ``base``, and the pack its only addition."""
     return [
-        "--cpu",
         "--base-directory", str(base),
         "--user-directory", str(base / "user"),
         # Otherwise the one in ComfyUI's own folder, also with a base directory.
@@ -104,6 +103,7 @@ def serve(
     pack: Path,
     checkpoints: Iterable[Path] = (),
     *,
+    cpu: bool = True,
     options: Iterable[str] = (),
     timeout: float = 240,
 ) -> Iterator[Server]:
@@ -122,7 +122,8 @@ def serve(
         log = base / "server.log"
         command = [
             python, "-s", Path(__file__).parent / "host_main.py", comfyui,
-            "--listen", "127.0.0.1", "--port", port, *base_arguments(base), *options,
+            "--listen", "127.0.0.1", "--port", port, *base_arguments(base),
+            *(["--cpu"] if cpu else []), *options,
         ]  # fmt: skip
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -188,6 +188,31 @@ def test_host_packages_win_over_the_tests_own(
     assert "['a', 'b'] False" in capfd.readouterr().out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX only")
+def test_command_in_the_host_ends_cleanly_when_its_starter_is_killed(
+    tmp_path: Path, module_file: Callable[[str, str], Path]
+) -> None:
+    module_file(
+        "long_work",
+        "import time\nprint('working', flush=True)\n"
+        "try:\n    time.sleep(600)\nfinally:\n    print('cleaned up', flush=True)",
+    )
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(environment.TESTS)!r})
+        from environment import Host, Path
+        folder = Path({str(tmp_path)!r})
+        Host(folder, Path(sys.executable), folder / "packages").run("long_work")
+    """
+    starter = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert starter.stdout and starter.stdout.readline() == "working\n"
+    starter.kill()
+    assert "cleaned up" in starter.communicate(timeout=10)[0]
+
+
 @pytest.fixture
 def module_file(tmp_path: Path) -> Callable[[str, str], Path]:
     def write(name: str, text: str) -> Path:

@@ -1,0 +1,136 @@
+"""The work of ``demo.py``, in the host's Python."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from client import Client, Event, PromptFailed
+from demo import arguments
+from environment import MADE, REPOSITORY
+from host_process import serve
+from miniature import build, world
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from workflow import edit_prompt, save_id
+
+OUR_SENTENCE = "a photo of a sitting dog"
+OUR_MEGAPIXELS = 128 * 128 / 1024**2
+TILE = 320
+
+
+class Terminal:
+    """Tells which node runs, and how far it is."""
+
+    def __init__(self) -> None:
+        self.node = ""
+        self.started = time.monotonic()
+        self.told = -1
+
+    def __call__(self, event: Event) -> None:
+        """Show one message of the server."""
+        if event.type == "executing":
+            self._end_line()
+            self.node, self.started, self.told = event.data["node"] or "", time.monotonic(), -1
+        elif event.type == "progress" and event.data["node"] == self.node:
+            self._show(event.data["value"], event.data["max"])
+
+    def _show(self, step: int, steps: int) -> None:
+        tenth = 10 * step // steps
+        if sys.stdout.isatty():
+            filled = "#" * (3 * tenth)
+            line = f"\r  {self.node:22} [{filled:30}] step {step} of {steps}"
+            print(line, end="", flush=True)
+        elif tenth != self.told:
+            print(f"  {self.node:22} step {step} of {steps}", flush=True)
+        self.told = tenth
+
+    def _end_line(self) -> None:
+        if self.told >= 0 and sys.stdout.isatty():
+            print(f"  {time.monotonic() - self.started:.0f} s", flush=True)
+
+
+def our_photograph(folder: Path) -> Path:
+    """Draw a picture of an animal that the miniature was not trained on."""
+    who = world.identity("heldout", 3)
+    drawn = world.render(who, world.Attributes("standing", "grass", "none"))
+    file = folder / "photograph.png"
+    Image.fromarray(drawn).save(file)
+    return file
+
+
+def contact_sheet(tiles: list[tuple[str, Image.Image]], sentence: str) -> Image.Image:
+    """Put labelled pictures side by side, four in a row, under the sentence."""
+    font = ImageFont.load_default(18)
+    columns = min(4, len(tiles))
+    shape = tiles[0][1]
+    height = round(TILE * shape.height / shape.width)
+    rows = math.ceil(len(tiles) / columns)
+    step_x, step_y, top = TILE + 12, height + 40, 44
+    sheet = Image.new("RGB", (12 + columns * step_x, top + rows * step_y), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((12, 12), f"“{sentence}”", fill="black", font=font)
+    for index, (label, picture) in enumerate(tiles):
+        x, y = 12 + index % columns * step_x, top + index // columns * step_y
+        sheet.paste(ImageOps.fit(picture, (TILE, height), Image.Resampling.LANCZOS), (x, y))
+        draw.text((x, y + height + 6), label, fill="black", font=font)
+    return sheet
+
+
+def has_accelerator() -> bool:
+    """Whether ComfyUI has something faster than the CPU to run on."""
+    xpu = getattr(torch, "xpu", None)
+    return bool(
+        torch.cuda.is_available() or torch.backends.mps.is_available() or xpu and xpu.is_available()
+    )
+
+
+def main() -> int:
+    """Run the edit; return the exit code."""
+    given = arguments()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = given.checkpoint or build.build(MADE / "models" / "miniature.safetensors")
+    image = given.image or our_photograph(given.out.parent)
+    sentence = given.prompt or OUR_SENTENCE
+    etas = sorted({0.0, *given.eta})
+    cpu = given.cpu or not has_accelerator()
+
+    comfyui = Path(os.environ["COMFYUI_PATH"])
+    started = time.monotonic()
+    print(f"starting ComfyUI on {'the CPU' if cpu else 'the accelerator'} ...", flush=True)
+    with (
+        serve(comfyui, Path(sys.executable), REPOSITORY, [checkpoint], cpu=cpu) as server,
+        Client(server.url) as client,
+    ):
+        print(f"editing {image} to “{sentence}”", flush=True)
+        prompt = edit_prompt(
+            checkpoint.name, client.upload(image), sentence, etas,
+            megapixels=given.megapixels if given.checkpoint else OUR_MEGAPIXELS, seed=given.seed,
+        )  # fmt: skip
+        try:
+            result = client.run(prompt, Terminal(), timeout=3600)
+        except PromptFailed as failed:
+            print(f"\n{failed}", file=sys.stderr)
+            return 1
+        original = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
+        tiles: list[tuple[str, Any]] = [("input", original)]
+        for eta in etas:
+            (saved,) = client.pictures(result, save_id(eta))
+            label = "eta 0 (reconstruction)" if eta == 0 else f"eta {eta:g}"
+            tiles.append((label, Image.open(io.BytesIO(saved)).convert("RGB")))
+    contact_sheet(tiles, sentence).save(given.out)
+    print(f"done in {time.monotonic() - started:.0f} s; the pictures: {given.out.absolute()}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ncancelled", file=sys.stderr)
+        sys.exit(130)
