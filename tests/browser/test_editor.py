@@ -1,0 +1,211 @@
+"""The real front end in a browser: our nodes, and every example workflow dropped and run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser.editor import Editor, open_editor
+from browser.workflows import SD15, WORKFLOWS
+from environment import REPOSITORY
+from host_process import Server, put_file
+from PIL import Image
+
+EXAMPLES = sorted((REPOSITORY / "example_workflows").glob("*.json"))
+OURS = ("ImagicOptimizeEmbedding", "ImagicFinetuneModel", "ImagicInterpolateConditioning")
+# A few latent pixels and two steps: what is asked here is that it runs, not what it draws.
+QUICK = {
+    "ImageScaleToTotalPixels": {"megapixels": 0.01},
+    "ImagicOptimizeEmbedding": {"steps": 2, "batch_size": 1},
+    "ImagicFinetuneModel": {"steps": 2, "batch_size": 1},
+    "KSampler": {"steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def stocked(server: Server, tiny_checkpoint: Path) -> Server:
+    """The server with a file for each that the example workflows name, so that none is missing."""
+    checkpoint = server.base / "models/checkpoints" / SD15["name"]
+    if not checkpoint.exists():
+        put_file(tiny_checkpoint, checkpoint)
+    Image.effect_noise((150, 100), 60).convert("RGB").save(server.base / "input/example.png")
+    return server
+
+
+@pytest.fixture(scope="module")
+def editor(stocked: Server, chromium: str) -> Iterator[Editor]:
+    with open_editor(chromium, stocked.url) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def no_complaint(editor: Editor) -> Iterator[None]:
+    """No test may leave an error in the browser's console."""
+    editor.errors.clear()
+    yield
+    assert editor.errors == []
+
+
+def test_the_pack_brings_no_error_to_the_console(editor: Editor) -> None:
+    assert editor.errors_at_start == []
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_node_has_category_and_tooltips(editor: Editor, name: str) -> None:
+    shown = editor.evaluate(
+        """(name) => {
+            const { nodeData } = LiteGraph.registered_node_types[name]
+            const tips = (slots) => Object.values(slots).map((slot) => [slot.name, slot.tooltip])
+            return {
+                category: nodeData.category, description: nodeData.description,
+                inputs: tips(nodeData.inputs), outputs: tips(nodeData.outputs),
+            }
+        }""",
+        name,
+    )
+    assert shown["category"] == "Imagic"
+    assert shown["description"]
+    assert shown["inputs"] and shown["outputs"]
+    assert [slot for slot, tip in shown["inputs"] + shown["outputs"] if not tip] == []
+
+
+def test_node_library_lists_our_nodes_under_imagic(editor: Editor) -> None:
+    page = editor.page
+    toggle = "() => app.extensionManager.sidebarTab.toggleSidebarTab('node-library')"
+    editor.evaluate(toggle)
+    page.get_by_role("treeitem", name="Imagic", exact=False).first.click()
+    for name in ("Imagic Optimize Embedding", "Imagic Fine-tune Model"):
+        page.get_by_text(name, exact=True).first.wait_for()
+    editor.evaluate(toggle)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_node_has_help(editor: Editor, name: str) -> None:
+    text = editor.evaluate(
+        """async (name) => {
+            const { python_module } = LiteGraph.registered_node_types[name].nodeData
+            const pack = python_module.split('.')[1]
+            const answer = await fetch(`/extensions/${pack}/docs/${name}.md`)
+            return answer.ok ? answer.text() : answer.status
+        }""",
+        name,
+    )
+    assert isinstance(text, str), f"the help of {name} was answered with {text}"
+    assert text.startswith("# Imagic ")
+
+
+def test_training_nodes_keep_their_seed(editor: Editor) -> None:
+    widgets = editor.evaluate(
+        "(names) => names.flatMap((n) => LiteGraph.createNode(n).widgets.map((w) => w.name))",
+        OURS[:2],
+    )
+    assert widgets.count("seed") == 2
+    assert "control_after_generate" not in widgets
+
+
+@pytest.mark.parametrize("typed", ["5e-7", "0.0000015", "0.002"])
+def test_small_learning_rate_is_kept(editor: Editor, tmp_path: Path, typed: str) -> None:
+    editor.drop(REPOSITORY / "example_workflows/imagic_edit.json")
+    node = editor.find("ImagicFinetuneModel")
+    assert editor.type_into(node, "learning_rate", typed) == float(typed)
+    shown = editor.evaluate(
+        """(id) => app.graph.getNodeById(id).widgets
+            .find((one) => one.name === 'learning_rate')._displayValue""",
+        node,
+    )
+    assert float(shown) == float(typed)
+
+    saved = tmp_path / "saved.json"
+    saved.write_text(editor.evaluate("() => JSON.stringify(app.graph.serialize())"))
+    editor.drop(saved)
+    assert editor.prompt()[str(node)]["inputs"]["learning_rate"] == float(typed)
+
+
+def test_every_example_is_described() -> None:
+    assert [file.stem for file in EXAMPLES] == sorted(WORKFLOWS)
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_dropped_example_is_complete(editor: Editor, file: Path) -> None:
+    editor.drop(file)
+    state = editor.evaluate(
+        """() => ({
+            unknown: app.graph._nodes.filter((n) => n.has_errors || !LiteGraph.registered_node_types[n.type])
+                .map((n) => n.type),
+            links: [...app.graph.links.values()].map((link) => {
+                const from = app.graph.getNodeById(link.origin_id)?.outputs[link.origin_slot]
+                const to = app.graph.getNodeById(link.target_id)?.inputs[link.target_slot]
+                return [link.id, !!from?.links?.includes(link.id) && to?.link === link.id
+                    && LiteGraph.isValidConnection(from.type, to.type)]
+            }),
+            titles: app.graph._nodes.filter((n) => n.title !== n.constructor.title).map((n) => n.title),
+        })"""
+    )
+    assert state["unknown"] == []
+    assert state["titles"] == []
+    assert [link for link, whole in state["links"] if not whole] == []
+    written = json.loads(file.read_text("utf-8"))
+    assert len(state["links"]) == len(written["links"]) > 0
+    sound = {node["type"] for node in written["nodes"]}
+    assert sound & set(OURS)
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_nodes_of_an_example_do_not_overlap(file: Path) -> None:
+    workflow = json.loads(file.read_text("utf-8"))
+    title = 30
+    boxes = [
+        (n["type"], n["pos"][0], n["pos"][1] - title, n["pos"][0] + n["size"][0],
+         n["pos"][1] + n["size"][1])
+        for n in workflow["nodes"]
+    ]  # fmt: skip
+    for i, (one, left, top, right, bottom) in enumerate(boxes):
+        for other, left2, top2, right2, bottom2 in boxes[i + 1 :]:
+            apart = right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
+            assert apart, f"{one} overlaps {other}"
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_example_is_what_its_description_builds(editor: Editor, file: Path) -> None:
+    editor.drop(file)
+    dropped = editor.prompt()
+    editor.build(WORKFLOWS[file.stem]().description(file.stem))
+    # Else: python tests/browser/make_workflows.py
+    assert dropped == editor.prompt()
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_example_runs_and_another_eta_does_not_train_again(
+    editor: Editor, stocked: Server, file: Path
+) -> None:
+    shutil.rmtree(stocked.base / "output", ignore_errors=True)
+    editor.drop(file)
+    for kind, widgets in QUICK.items():
+        for name, value in widgets.items():
+            editor.set(editor.find(kind), name, value)
+
+    first = editor.run()
+    assert first.executed == set(editor.prompt())
+    trained = {editor.find("ImagicOptimizeEmbedding"), editor.find("ImagicFinetuneModel")}
+    assert first.previewed >= {str(node) for node in trained}
+    (saved,) = (stocked.base / "output").glob("*.png")
+    with Image.open(saved) as picture:
+        assert picture.width > picture.height > 64
+        assert json.loads(picture.info["prompt"]) == editor.prompt()
+
+    editor.set(editor.find("ImagicInterpolateConditioning"), "eta", 0.3)
+    again = editor.run()
+    kinds = {editor.prompt()[node]["class_type"] for node in again.executed}
+    assert kinds == {"ImagicInterpolateConditioning", "KSampler", "VAEDecode", "SaveImage"}
+    assert not again.previewed & {str(node) for node in trained}
+    pictures = sorted((stocked.base / "output").glob("*.png"))
+    assert len(pictures) == 2
+    assert pixels(pictures[0]) != pixels(pictures[1])
+
+
+def pixels(file: Path) -> bytes:
+    with Image.open(file) as picture:
+        return picture.tobytes()
