@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import importlib.util
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,14 +110,6 @@ def tedbench() -> Path:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The Chromium or Chrome of this machine."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    macos = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-    windows = [
-        os.path.expandvars(rf"%{root}%\Google\Chrome\Application\chrome.exe")
-        for root in ("ProgramFiles", "ProgramFiles(x86)", "LocalAppData")
-    ]
-    for candidate in (*names, macos, *windows):
-        found = shutil.which(candidate)
-        if found:
-            return found
-    pytest.skip("no Chromium or Chrome on this machine")
+    from browser.editor import find_chromium
+
+    return find_chromium() or pytest.skip("no Chromium or Chrome on this machine")

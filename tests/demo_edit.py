@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
-from client import Client, Event, PromptFailed
+from client import Client, Event, PromptFailed, PromptRejected
 from demo import arguments
 from environment import MADE, REPOSITORY
 from host_process import serve
 from miniature import build, world
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from workflow import edit_prompt, save_id
+from workflow import find, to_prompt
 
+WORKFLOW = REPOSITORY / "example_workflows" / "imagic_edit.json"
 OUR_SENTENCE = "a photo of a sitting dog"
 OUR_MEGAPIXELS = 128 * 128 / 1024**2
 TILE = 320
@@ -27,7 +28,8 @@ TILE = 320
 class Terminal:
     """Tells which node runs, and how far it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names = names
         self.node = ""
         self.started = time.monotonic()
         self.told = -1
@@ -44,10 +46,10 @@ class Terminal:
         tenth = 10 * step // steps
         if sys.stdout.isatty():
             filled = "#" * (3 * tenth)
-            line = f"\r  {self.node:22} [{filled:30}] step {step} of {steps}"
+            line = f"\r  {self.names[self.node]:26} [{filled:30}] step {step} of {steps}"
             print(line, end="", flush=True)
         elif tenth != self.told:
-            print(f"  {self.node:22} step {step} of {steps}", flush=True)
+            print(f"  {self.names[self.node]:26} step {step} of {steps}", flush=True)
         self.told = tenth
 
     def _end_line(self) -> None:
@@ -98,6 +100,7 @@ def main() -> int:
     image = given.image or our_photograph(given.out.parent)
     sentence = given.prompt or OUR_SENTENCE
     etas = sorted({0.0, *given.eta})
+    megapixels = given.megapixels if given.checkpoint else OUR_MEGAPIXELS
     cpu = given.cpu or not has_accelerator()
 
     comfyui = Path(os.environ["COMFYUI_PATH"])
@@ -107,22 +110,34 @@ def main() -> int:
         serve(comfyui, Path(sys.executable), REPOSITORY, [checkpoint], cpu=cpu) as server,
         Client(server.url) as client,
     ):
-        print(f"editing {image} to “{sentence}”", flush=True)
-        prompt = edit_prompt(
-            checkpoint.name, client.upload(image), sentence, etas,
-            megapixels=given.megapixels if given.checkpoint else OUR_MEGAPIXELS, seed=given.seed,
-        )  # fmt: skip
-        try:
-            result = client.run(prompt, Terminal(), timeout=3600)
-        except PromptFailed as failed:
-            print(f"\n{failed}", file=sys.stderr)
-            return 1
+        known = client.get("/object_info")
+        prompt = to_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")), known)
+        find(prompt, "CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
+        find(prompt, "LoadImage")["image"] = client.upload(image)
+        find(prompt, "ImageScaleToTotalPixels")["megapixels"] = megapixels
+        target, _ = find(prompt, "ImagicOptimizeEmbedding")["target"]
+        prompt[target]["inputs"]["text"] = sentence
+        for node in prompt.values():
+            if "seed" in node["inputs"]:
+                node["inputs"]["seed"] = given.seed
+        terminal = Terminal(
+            {key: known[node["class_type"]]["display_name"] for key, node in prompt.items()}
+        )
         original = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
-        tiles: list[tuple[str, Any]] = [("input", original)]
+        tiles = [("input", original)]
         for eta in etas:
-            (saved,) = client.pictures(result, save_id(eta))
+            # One prompt each: ComfyUI's cache keeps what was trained for the first.
+            print(f"editing {image.name} to “{sentence}” with eta {eta:g}", flush=True)
+            find(prompt, "ImagicInterpolateConditioning")["eta"] = eta
+            try:
+                result = client.run(prompt, terminal, timeout=3600)
+            except (PromptRejected, PromptFailed) as failed:
+                print(f"\n{failed}", file=sys.stderr)
+                return 1
+            (picture,) = (entry for node in result.outputs.values() for entry in node["images"])
             label = "eta 0 (reconstruction)" if eta == 0 else f"eta {eta:g}"
-            tiles.append((label, Image.open(io.BytesIO(saved)).convert("RGB")))
+            edited = Image.open(io.BytesIO(client.picture(picture))).convert("RGB")
+            tiles.append((label, edited))
     contact_sheet(tiles, sentence).save(given.out)
     print(f"done in {time.monotonic() - started:.0f} s; the pictures: {given.out.absolute()}")
     return 0

@@ -1,97 +1,57 @@
-"""The example workflow as the prompt that ComfyUI's API takes, made for one photograph."""
+"""A workflow file as the prompt that ComfyUI's API takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from client import Prompt
 
+_WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+_NOTES = ("Note", "MarkdownNote")
 
-def edit_prompt(
-    checkpoint: str,
-    image: str,
-    sentence: str,
-    etas: Iterable[float],
-    *,
-    megapixels: float = 0.25,
-    seed: int = 0,
-) -> Prompt:
-    """Return a prompt that trains once and samples for each eta.
 
-    ``checkpoint`` and ``image`` are names that the server knows. Node ids say what the node does;
-    the picture for an eta is saved by the node ``save_id(eta)``.
+def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
+    """Convert as the front end does, for plain workflows: no subgraphs, reroutes, muted nodes.
+
+    ``object_info`` is the server's description of its nodes. Inputs that the server knows and the
+    file does not get their defaults.
+
+    Raises:
+        KeyError: the server does not know a node of the workflow.
     """
-    prompt: Prompt = {
-        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
-        "photograph": node("LoadImage", image=image),
-        "scale": node(
-            "ImageScaleToTotalPixels",
-            image=["photograph", 0],
-            upscale_method="lanczos",
-            megapixels=megapixels,
-            # New since 0.3.75, which ignores it.
-            resolution_steps=1,
-        ),
-        "encode": node("VAEEncode", pixels=["scale", 0], vae=["checkpoint", 2]),
-        "target": node("CLIPTextEncode", clip=["checkpoint", 1], text=sentence),
-        "negative": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
-        "stage A": node(
-            "ImagicOptimizeEmbedding",
-            model=["checkpoint", 0],
-            target=["target", 0],
-            image=["encode", 0],
-            steps=100,
-            learning_rate=1e-2,
-            seed=seed,
-        ),
-        "stage B": node(
-            "ImagicFinetuneModel",
-            model=["checkpoint", 0],
-            optimized=["stage A", 0],
-            image=["encode", 0],
-            method="lora",
-            steps=100,
-            learning_rate=1e-3,
-            seed=seed,
-        ),
-    }
-    for eta in etas:
-        prompt |= {
-            f"stage C, eta {eta:g}": node(
-                "ImagicInterpolateConditioning",
-                target=["target", 0],
-                optimized=["stage A", 0],
-                eta=eta,
-            ),
-            f"sample, eta {eta:g}": node(
-                "KSampler",
-                model=["stage B", 0],
-                positive=[f"stage C, eta {eta:g}", 0],
-                negative=["negative", 0],
-                latent_image=["encode", 0],
-                seed=seed,
-                steps=30,
-                cfg=4.0,
-                sampler_name="euler",
-                scheduler="normal",
-                denoise=1.0,
-            ),
-            f"decode, eta {eta:g}": node(
-                "VAEDecode", samples=[f"sample, eta {eta:g}", 0], vae=["checkpoint", 2]
-            ),
-            save_id(eta): node(
-                "SaveImage", images=[f"decode, eta {eta:g}", 0], filename_prefix="imagic"
-            ),
-        }
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt: Prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] in _NOTES:
+            continue
+        linked = {slot["name"]: slot["link"] for slot in node.get("inputs", ()) if slot["link"]}
+        inputs = _widget_values(node, object_info[node["type"]]["input"])
+        inputs |= {name: sources[link] for name, link in linked.items()}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
 
 
-def save_id(eta: float) -> str:
-    """Id of the node that saves the picture for ``eta``."""
-    return f"save, eta {eta:g}"
+def find(prompt: Prompt, class_type: str) -> dict[str, Any]:
+    """Return the inputs of the only node of a class, to be read and changed.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    found = [node["inputs"] for node in prompt.values() if node["class_type"] == class_type]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} nodes are {class_type}, expected one")
+    return found[0]
 
 
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    """Return one node of a prompt."""
-    return {"class_type": class_type, "inputs": inputs}
+def _widget_values(node: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
+    given = iter(node.get("widgets_values") or ())
+    values = {}
+    known = described.get("required", {}) | described.get("optional", {})
+    for name, (kind, *rest) in known.items():
+        options = rest[0] if rest else {}
+        if not (isinstance(kind, list) or kind in _WIDGETS) or options.get("forceInput"):
+            continue
+        values[name] = next(given, options.get("default"))
+        if options.get("control_after_generate"):
+            next(given, None)  # what the front end does with the seed after a run
+    return values
