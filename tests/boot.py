@@ -14,12 +14,14 @@ from pathlib import Path
 
 
 def end_with_starter(starter: int) -> None:
-    """Take the starter's end as Ctrl-C, so that a killed ``run.py`` leaves nothing running."""
+    """Follow the starter into its end, so that a killed ``run.py`` leaves nothing running."""
     while os.getppid() == starter:
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
+# As Ctrl-C, which cleans up, but also where Ctrl-C is ignored, as in a shell's background job.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 if os.name != "nt":  # Windows gives no new parent to a process whose own has ended.
     threading.Thread(target=end_with_starter, args=[os.getppid()], daemon=True).start()
 packages, command, *arguments = sys.argv[1:]

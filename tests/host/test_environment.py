@@ -198,9 +198,10 @@ def test_command_in_the_host_ends_cleanly_when_its_starter_is_killed(
         "try:\n    time.sleep(600)\nfinally:\n    print('cleaned up', flush=True)",
     )
     code = f"""
-        import sys
+        import signal, sys
         sys.path.insert(0, {str(environment.TESTS)!r})
         from environment import Host, Path
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
         folder = Path({str(tmp_path)!r})
         Host(folder, Path(sys.executable), folder / "packages").run("long_work")
     """
