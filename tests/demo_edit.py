@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from workflow import find, to_prompt
 
 WORKFLOW = REPOSITORY / "example_workflows" / "imagic_edit.json"
-OUR_SENTENCE = "a photo of a sitting dog"
+OUR_SENTENCE = "a photo of a sitting dog on the grass"
 OUR_MEGAPIXELS = 128 * 128 / 1024**2
 TILE = 320
 
@@ -59,7 +59,7 @@ class Terminal:
 
 def our_photograph(folder: Path) -> Path:
     """Draw a picture of an animal that the miniature was not trained on."""
-    who = world.identity("heldout", 3)
+    who = world.identity("heldout", 7)
     drawn = world.render(who, world.Attributes("standing", "grass", "none"))
     file = folder / "photograph.png"
     Image.fromarray(drawn).save(file)

@@ -46,10 +46,12 @@ def make_base(folder: Path, pack: Path, checkpoints: Iterable[Path] = ()) -> Non
 
 def put_file(source: Path, target: Path) -> None:
     """Make ``source`` appear at ``target`` without a copy where that is possible."""
-    try:
-        target.symlink_to(source.absolute())
-    except OSError:
-        shutil.copyfile(source, target)
+    source = source.absolute()
+    for put in (os.symlink, os.link, shutil.copyfile):
+        with contextlib.suppress(OSError):
+            put(source, target)
+            return
+    raise FileNotFoundError(f"{source} can be neither linked nor copied to {target}")
 
 
 def base_arguments(base: Path) -> list[str]:
