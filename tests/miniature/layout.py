@@ -22,10 +22,10 @@ class Shape:
     `last` trains the second output block at 1/8 resolution; without it that block passes through.
     """
 
-    fine: int = 100
-    coarse: int = 160
-    time: int = 320
-    feed: int = 320
+    fine: int = 80
+    coarse: int = 120
+    time: int = 240
+    feed: int = 240
     text: int = 128
     blocks: int = 1
     last: bool = False

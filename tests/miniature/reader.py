@@ -24,7 +24,7 @@ CLASSES: dict[str, tuple] = {
 }
 # Name -> (middle, half range): what the network predicts is scaled to about [-1, 1].
 LENGTHS = {"leg": (18.0, 3.0), "build": (10.5, 1.5), "x": (64.0, 6.0), "scale": (1.035, 0.085)}
-WIDTHS = (24, 48, 96, 128)
+WIDTHS = (16, 32, 64, 96)
 
 
 class Reader(nn.Module):
@@ -37,12 +37,12 @@ class Reader(nn.Module):
         for n_in, n_out in zip((3, *WIDTHS), WIDTHS, strict=False):
             layers += [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1),
                        nn.GroupNorm(8, n_out), nn.ReLU()]
-        layers += [nn.Conv2d(WIDTHS[-1], 64, 3, padding=1), nn.ReLU(), nn.Flatten(),
-                   nn.Linear(64 * 64, 192), nn.ReLU()]
+        layers += [nn.Conv2d(WIDTHS[-1], 48, 3, padding=1), nn.ReLU(), nn.Flatten(),
+                   nn.Linear(48 * 64, 160), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        self.heads = nn.ModuleDict({n: nn.Linear(192, len(c)) for n, c in CLASSES.items()})
-        self.heads["hue"] = nn.Linear(192, 2)
-        self.heads["lengths"] = nn.Linear(192, len(LENGTHS))
+        self.heads = nn.ModuleDict({n: nn.Linear(160, len(c)) for n, c in CLASSES.items()})
+        self.heads["hue"] = nn.Linear(160, 2)
+        self.heads["lengths"] = nn.Linear(160, len(LENGTHS))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """[B, 3, 128, 128] in [0, 1] to logits, hue as (cos, sin) and scaled lengths."""

@@ -1,0 +1,101 @@
+"""Does the miniature draw what the sentence says, and is it more than a memory?
+
+    COMFYUI_PATH=... python tests/benchmarks/samples.py --json OUT.json [--sheet OUT.png]
+                     [--count N] [--training N]
+
+Draws through the real host's KSampler and has the reader look. Then compares each sample's
+nearest training picture with that of held-out renders: a model that copies its training pictures
+comes nearer to them than pictures do that it has never seen.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from counterfactual import Host
+from miniature import build, metrics, reader, train, world
+from miniature.captions import caption
+from PIL import Image
+
+STEPS, GUIDANCE, BATCH = 25, 3.0, 16
+KINDS = ("pose", "place", "accessory")
+
+
+def draw(host: Host, wanted: world.Attributes, seed: int, count: int) -> list[np.ndarray]:
+    """`count` pictures of one sentence."""
+    nothing = {"samples": host.torch.zeros(count, 4, 16, 16)}
+    (out,) = host.nodes.common_ksampler(
+        host.model, seed, STEPS, GUIDANCE, "ddim", "normal", host.say(caption(wanted)),
+        host.empty, nothing)
+    return [host.decode({"samples": z[None]}) for z in out["samples"]]
+
+
+def nearest(pictures: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Distance of each picture to the nearest known one, root mean square of 255, at 32 x 32."""
+    a, b = (p.reshape(-1, 32, 4, 32, 4, 3).mean((2, 4)).reshape(len(p), -1)
+            for p in (pictures, known))
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    return np.sqrt(np.maximum(squares.min(1), 0) / a.shape[1])
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--count", type=int, default=512)
+    parser.add_argument("--training", type=int, default=8192,
+                        help="training pictures to look for copies in")
+    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
+    arguments = parser.parse_args()
+    if arguments.comfyui is None:
+        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
+    host = Host(arguments.comfyui,
+                build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors"))
+
+    cells = [world.Attributes(*c) for c in
+             itertools.product(world.POSES, world.PLACES, world.ACCESSORIES)]
+    np.random.default_rng(0).shuffle(cells)
+    asked: list[world.Attributes] = []
+    drawn: list[np.ndarray] = []
+    share = max(1, -(-arguments.count // len(cells)))
+    for n, wanted in enumerate(cells):
+        count = min(share, arguments.count - len(drawn))
+        for start in range(0, count, BATCH):
+            part = draw(host, wanted, 1000 * n + start, min(BATCH, count - start))
+            drawn += part
+            asked += [wanted] * len(part)
+    pictures = np.stack(drawn)
+    found = reader.read(reader.load(), pictures)
+    right = {kind: float(np.mean([getattr(f, kind) == getattr(a, kind)
+                                  for f, a in zip(found, asked, strict=True)])) for kind in KINDS}
+
+    known = np.stack([world.render(*train.example("train", i))
+                      for i in range(arguments.training)])
+    unseen = np.stack([world.render(*train.example("heldout", i)) for i in range(len(pictures))])
+    coded = np.stack([host.decode(host.encode(p)) for p in unseen])
+    of_samples, of_unseen = nearest(pictures, known), nearest(coded, known)
+    figures = {
+        "samples": len(pictures), "right": right,
+        "autoencoder_psnr": float(np.mean([metrics.psnr(a, b)
+                                           for a, b in zip(coded, unseen, strict=True)])),
+        "nearest_training_picture": {
+            "samples": [float(np.percentile(of_samples, p)) for p in (5, 50)],
+            "held out": [float(np.percentile(of_unseen, p)) for p in (5, 50)],
+        },
+    }
+    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures, indent=1))
+    if arguments.sheet:
+        side = 8
+        shown = pictures[: len(pictures) // side * side][: side * 12]
+        rows = [np.concatenate(shown[i:i + side], axis=1) for i in range(0, len(shown), side)]
+        Image.fromarray(np.concatenate(rows)).save(arguments.sheet)
+
+
+if __name__ == "__main__":
+    main()
