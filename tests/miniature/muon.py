@@ -41,8 +41,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Apply the gradients that are present; matrices of one shape are made orthogonal at once.
-        """
+        """Apply the gradients that are present, matrices of one shape at once."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
             for p in group["params"]:

@@ -73,7 +73,7 @@ def read(model: Reader, pictures: np.ndarray) -> list[Reading]:
     readings = []
     for part in np.array_split(pictures, max(1, len(pictures) // 64)):
         with torch.no_grad():
-            out = model(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255)
+            out = model(torch.tensor(part).permute(0, 3, 1, 2).float() / 255)
         for n in range(len(part)):
             found = {name: c[int(out[name][n].argmax())] for name, c in CLASSES.items()}
             cos, sin = out["hue"][n].tolist()

@@ -1,0 +1,65 @@
+"""The benchmark's rules: how a setting is chosen, what counts as nearer, which edits are asked."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from miniature import edits, world
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import counterfactual  # noqa: E402
+
+
+def grid(*settings):
+    """Pictures that carry their own setting."""
+    return {s: np.full((1, 1, 3), s) for s in settings}
+
+
+def judge(threshold):
+    return lambda edit, picture: SimpleNamespace(reached=picture.max() >= threshold)
+
+
+def test_the_lowest_setting_that_reaches_the_edit_is_taken():
+    assert counterfactual.choose(grid(0.9, 0.3, 0.7, 0.5), 0.7, judge(0.5), None) == 0.5
+
+
+def test_the_default_is_taken_where_nothing_reaches_it():
+    assert counterfactual.choose(grid(0.3, 0.5, 0.7), 0.7, judge(2), None) == 0.7
+
+
+@pytest.mark.parametrize("default,settings", [
+    (counterfactual.DEFAULT_ETA, counterfactual.ETAS),
+    (counterfactual.DEFAULT_STRENGTH, counterfactual.STRENGTHS),
+])
+def test_defaults_are_on_the_grid(default, settings):
+    assert default in settings
+    assert 0.0 in counterfactual.ETAS, "eta 0 is the reconstruction"
+
+
+def test_table_compares_edit_by_edit_and_kept_needs_reached():
+    def found(*psnrs, reached=True):
+        return [{"reached": reached, "kept": True, "psnr": p, "ssim": 0.5, "reconstruction": 20.0}
+                for p in psnrs]
+
+    rows = counterfactual.table({"imagic": found(20, 10, 16, 16), "sdedit": found(15, 15, 15, 17),
+                                 "nothing done": found(1, 2, 3, 4, reached=False)})
+    assert rows["imagic"]["nearer_than_sdedit"] == 0.5
+    assert rows["imagic"]["psnr_to_truth"] == 15.5
+    assert rows["nothing done"]["success"] == rows["nothing done"]["kept"] == 0
+    assert "nearer_than_sdedit" not in rows["sdedit"]
+
+
+def test_edits_are_of_held_out_dogs_and_change_one_attribute():
+    asked = edits.edits(12)
+    assert [e.kind for e in asked[:3]] == list(edits.KINDS)
+    for edit in asked:
+        assert world.split_of(edit.who) == "heldout"
+        assert (edit.truth == world.render(edit.who, edit.wanted)).all()
+        assert (edit.source != edit.truth).any()
+        before, after = set(edit.source_text.split()), set(edit.target_text.split())
+        assert before != after and "dog" in before & after
+    again = edits.edits(12)
+    assert all((a.source == b.source).all() for a, b in zip(asked, again, strict=True))
