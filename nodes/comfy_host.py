@@ -17,6 +17,8 @@ import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
 import comfy.sd
 import comfy.utils
 import torch
@@ -90,7 +92,7 @@ def read_text(node: str, socket: str, conditioning: Any) -> Text:
     pooled = options.get("pooled_output")
     with torch.inference_mode(False):
         embedding = Embedding(tokens.clone(), None if pooled is None else pooled.clone())
-    return Text(embedding, {k: v for k, v in options.items() if k != "pooled_output"})
+    return Text(embedding, options)
 
 
 def read_image(node: str, model: Any, latent: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
@@ -152,14 +154,9 @@ class HostDenoiser:
         self.sampling = self.model.model_sampling
         self.sigmas = self.sampling.sigmas.detach().clone().float().to(x0.device)
         self.compute_dtype = compute_dtype
-        self.options = {
-            "width": x0.shape[-1] * 8,
-            "height": x0.shape[-2] * 8,
-            "prompt_type": "positive",
-            "latent_image": x0[:1],
-            "seed": 0,
-            **_on_device(options, x0.device),
-        }
+        self.options = _on_device(options, x0.device)
+        self.latent_image = x0[:1]
+        self.passes = 0
         self.transformer_options = {
             **patcher.model_options.get("transformer_options", {}),
             "cond_or_uncond": [0],
@@ -172,14 +169,22 @@ class HostDenoiser:
 
     def predict(self, x_t: Tensor, sigma: Tensor, embedding: Embedding) -> Tensor:
         """See ``imagic_core.objective.Denoiser``."""
-        conds = self.model.extra_conds(
-            **self.options,
-            cross_attn=embedding.tokens,
-            pooled_output=embedding.pooled,
-            noise=x_t,
-            device=x_t.device,
+        self.passes += 1
+        entry = [embedding.tokens, {**self.options, "pooled_output": embedding.pooled}]
+        (cond,) = comfy.samplers.encode_model_conds(
+            self.model.extra_conds,
+            comfy.sampler_helpers.convert_cond([entry]),
+            x_t,
+            x_t.device,
+            "positive",
+            latent_image=self.latent_image,
+            denoise_mask=None,
+            seed=self.passes,  # of the noise that upscalers add to their low-resolution picture
         )
-        inputs = {k: c.process_cond(batch_size=len(x_t), area=None).cond for k, c in conds.items()}
+        inputs = {
+            name: value.process_cond(batch_size=len(x_t), area=None).cond
+            for name, value in cond["model_conds"].items()
+        }
         options = {**self.transformer_options, "sigmas": sigma}
         return self.model.apply_model(x_t, sigma, **inputs, transformer_options=options)
 
@@ -253,7 +258,10 @@ def training(
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
         undo.enter_context(_training_kernels())
+        # Some models seed PyTorch's global generator in their conditioning.
+        undo.enter_context(torch.random.fork_rng(devices=[]))
         undo.enter_context(_frozen_weights(patcher.model))
+        undo.enter_context(_norms_on_copies(patcher.model))
         if save_memory:
             undo.enter_context(_checkpointed(patcher.model.diffusion_model))
         if changes:
@@ -319,6 +327,28 @@ def _ordinary(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
+def _norms_on_copies(model: torch.nn.Module) -> Iterator[None]:
+    """Some transformers add to a tensor in place after a norm has kept it for its backward pass.
+
+    Autograd refuses that, and recomputed blocks give wrong gradients without a word.
+    """
+
+    def copied(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(map(_copied, args))
+
+    hooks = [
+        module.register_forward_pre_hook(copied)
+        for module in model.modules()
+        if isinstance(module, torch.nn.LayerNorm)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def _checkpointed(network: torch.nn.Module) -> Iterator[None]:
     """Recompute each block of the network in the backward pass instead of keeping it."""
     blocks = list(_blocks(network))
@@ -341,10 +371,18 @@ def _blocks(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def on_copies(*args: Any, **kwargs: Any) -> Any:
+        # Some blocks add to their input in place; it must still be there for the second pass.
+        return forward(*map(_copied, args), **{k: _copied(v) for k, v in kwargs.items()})
+
     def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(on_copies, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return run
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 # ---- the weights of the model ---------------------------------------------------------------

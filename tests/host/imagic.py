@@ -98,6 +98,10 @@ def latent(seed: int = 0, count: int = 1, size: tuple[int, int] = (8, 8)) -> dic
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
+    """The model's own weights, bit by bit, without the patches of a clone that was just sampled."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
     return {k: v.clone() for k, v in model.model.state_dict().items()}
 
 

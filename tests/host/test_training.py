@@ -284,7 +284,7 @@ def test_interpolation_of_different_sentences_is_refused(nodes):
 
 
 def assert_weights(model, before):
-    now = model.model.state_dict()
+    now = imagic.weights(model)
     assert now.keys() == before.keys()
     different = [k for k in before if not torch.equal(before[k], now[k])]
     assert not different

@@ -1,0 +1,87 @@
+"""Stages A, B and C, then the host's KSampler, on every model family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from miniature import families
+
+from host import imagic
+
+RATES = {"full": 1e-4, "lora": 1e-3}
+
+
+@pytest.fixture(scope="module", params=list(families.FAMILIES))
+def loaded(request, comfy, tmp_path_factory):
+    """A family and its tiny model, as UNETLoader would load it."""
+    import comfy.sd
+
+    family = families.FAMILIES[request.param]
+    path = tmp_path_factory.mktemp("families") / f"{family.name}.safetensors"
+    with families.small_constants():
+        family.build(path)
+        with torch.inference_mode():
+            model = comfy.sd.load_diffusion_model(str(path))
+    path.unlink()
+    return family, model
+
+
+@pytest.fixture(scope="module")
+def stage_a(pack, loaded):
+    family, model = loaded
+    nodes = imagic.Pack(pack)
+    with torch.inference_mode():
+        target, image = families.conditioning(family, seed=1), families.latent(family, seed=2)
+    optimized, _ = nodes.optimize(model, target, image, 6, 2e-2, 0)
+    return nodes, target, image, optimized
+
+
+def test_stage_a_learns_all_that_the_model_uses(loaded, stage_a):
+    family, model = loaded
+    nodes, target, image, optimized = stage_a
+    assert nodes.loss(model, optimized, image, 4) < nodes.loss(model, target, image, 4)
+    pooled = [c[0][1]["pooled_output"] for c in (target, optimized)]
+    if pooled[0] is None:
+        assert pooled[1] is None
+    else:
+        assert torch.equal(*pooled) is not family.uses_pooled
+    others = [
+        {k: v for k, v in c[0][1].items() if k != "pooled_output"} for c in (target, optimized)
+    ]
+    assert others[0].keys() == others[1].keys()
+    assert imagic.unchanged(imagic.snapshot(others[0]), others[1])
+
+
+@pytest.mark.parametrize("method", RATES)
+def test_stage_b_then_c_then_the_hosts_sampler(loaded, stage_a, method):
+    import nodes as host_nodes
+
+    family, model = loaded
+    nodes, target, image, optimized = stage_a
+    before, after_a = imagic.weights(model), nodes.loss(model, optimized, image, 4)
+    tuned, lora, _ = nodes.finetune(
+        model, optimized, image, method, 6, RATES[method], 0, save_memory="on"
+    )
+    assert nodes.loss(tuned, optimized, image, 4) < after_a
+    (edit,) = nodes.interpolate(target, optimized, 0.7)
+    with torch.inference_mode():
+        pictures = [
+            host_nodes.common_ksampler(
+                m, 5, 2, 2.0, "euler", "simple", edit, families.conditioning(family, seed=9), image
+            )[0]["samples"]
+            for m in (model, tuned)
+        ]
+    assert pictures[1].shape == image["samples"].shape and torch.isfinite(pictures[1]).all()
+    assert not torch.equal(*pictures)
+    now = imagic.weights(model)
+    assert all(torch.equal(before[k], now[k]) for k in before)
+
+
+def test_recomputing_blocks_gives_the_same_gradient(loaded, stage_a):
+    """Blocks that change their inputs in place give wrong gradients when recomputed."""
+    _, model = loaded
+    nodes, target, image, _ = stage_a
+    kept, _ = nodes.optimize(model, target, image, 2, 2e-2, 0, save_memory="off")
+    recomputed, _ = nodes.optimize(model, target, image, 2, 2e-2, 0, save_memory="on")
+    moved = kept[0][0] - target[0][0]
+    assert (kept[0][0] - recomputed[0][0]).norm() < 0.01 * moved.norm()

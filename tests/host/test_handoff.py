@@ -1,0 +1,74 @@
+"""Exact hand-off: the returned MODEL, sampled by the host, has the loss of the training's end.
+
+Measured on the smallest network that the host has in every number format, a flow transformer, and
+once on the U-Net of Stable Diffusion 1.x.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from miniature import families
+
+from host import imagic
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8": torch.float8_e4m3fn,
+}
+RATES = {"full": 3e-4, "attention": 3e-3, "lora": 3e-3}
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def flow_model(request, comfy, tmp_path_factory):
+    path = families.FAMILIES["sd3"].build(tmp_path_factory.mktemp("models") / "flow.safetensors")
+    dtype = DTYPES[request.param]
+    with torch.inference_mode():
+        import comfy.sd
+
+        loaded = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": dtype})
+    stored = {p.dtype for n, p in loaded.model.named_parameters() if "attn.qkv" in n}
+    assert stored == {dtype}
+    return loaded
+
+
+def losses(pack, model, text, latent, method, steps=10, rate=None):
+    """The loss before, at the end of training, and of the returned MODEL in the host's sampler."""
+    nodes, core = imagic.Pack(pack), pack.imagic_core
+    before = nodes.sampled_loss(model, text, latent, 8)
+    # As the node does it, but stopping to measure before the changes are handed over.
+    read = nodes.host.read_text("test", "text", text)
+    x0, _ = nodes.host.read_image("test", model, latent)
+    with torch.inference_mode():
+        changes = nodes.host.new_changes(model, method, 16, 16.0, 0)
+        with nodes.host.training(model, x0, read, changes) as (denoiser, x0):
+            settings = core.fit.Settings(steps, rate or RATES[method], 0, 4, 4)
+            core.finetune.finetune_model(
+                denoiser, x0, read.embedding, changes, settings, lambda _: None
+            )
+            fixed = core.objective.draw(denoiser.sigmas, x0, 8, torch.Generator().manual_seed(1234))
+            ended = core.objective.mean_loss(denoiser, x0, read.embedding, fixed)
+        tuned = nodes.host.apply_lora(model, nodes.host.changes_to_lora(changes))
+    handed_over = nodes.sampled_loss(tuned, text, latent, 8)
+    assert nodes.sampled_loss(model, text, latent, 8) == before
+    return before, ended, handed_over
+
+
+@pytest.mark.parametrize("method", RATES)
+def test_every_method_in_every_number_format(pack, flow_model, method):
+    family = families.FAMILIES["sd3"]
+    text, latent = families.conditioning(family, seed=1), families.latent(family, seed=2)
+    before, ended, handed_over = losses(pack, flow_model, text, latent, method)
+    assert ended < before * 0.99, "nothing was learned, so nothing is shown"
+    assert handed_over == pytest.approx(ended, rel=2e-5)
+
+
+def test_small_steps_on_bfloat16_weights_are_not_rounded_away(pack, comfy, tiny_checkpoint):
+    model = imagic.load(tiny_checkpoint, dtype=torch.bfloat16)
+    before, ended, handed_over = losses(
+        pack, model, imagic.conditioning(), imagic.latent(), "full", rate=5e-5
+    )
+    assert ended < before * 0.99
+    assert handed_over == pytest.approx(ended, rel=2e-5)

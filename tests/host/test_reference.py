@@ -1,0 +1,120 @@
+"""Stages A and B agree with a plain PyTorch loop on diffusers' UNet with the same weights.
+
+The reference shares nothing with the pack but the draws of (t, eps): another implementation of
+the network, its own noise schedule (DDPMScheduler), its own loss, its own Adam.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from host import imagic
+
+STEPS, BATCH, SEED = 20, 2, 11
+RATE_A, RATE_B = 1e-2, 1e-4
+
+
+@pytest.fixture(scope="module")
+def unet(model):
+    """Diffusers' network with the weights of the loaded checkpoint."""
+    import comfy.utils
+    from diffusers import UNet2DConditionModel
+
+    config = model.model.model_config.unet_config
+    names = comfy.utils.unet_to_diffusers(config)
+    network = UNet2DConditionModel(
+        block_out_channels=(320, 320),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        cross_attention_dim=768,
+    )
+    ours = model.model.diffusion_model.state_dict()
+    converted = {name: ours[names[name]].clone() for name in network.state_dict() if name in names}
+    network.load_state_dict(converted)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def model(comfy, tiny_checkpoint):
+    return imagic.load(tiny_checkpoint)
+
+
+def reference(unet, x0, embedding, parameters, rate, draws):
+    """Equation 3 and Adam as the paper writes them, on diffusers' parts."""
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
+    levels = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5
+    adam = torch.optim.Adam(parameters, lr=rate)
+    losses = []
+    for sigma, noise in draws:
+        t = (levels[None] - sigma[:, None]).abs().argmin(1)
+        x_t = scheduler.add_noise(x0.expand_as(noise), noise, t)
+        predicted = unet(x_t, t, embedding.expand(len(t), -1, -1)).sample
+        loss = torch.nn.functional.mse_loss(predicted, noise)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture
+def draws(pack, model):
+    """The (t, eps) of every step, drawn as the pack draws them."""
+    generator = torch.Generator().manual_seed(SEED)
+    sigmas = model.model.model_sampling.sigmas
+    image = torch.zeros(1, 4, 8, 8)
+    with torch.inference_mode(False):
+        drawn = [
+            pack.imagic_core.objective.draw(sigmas.clone(), image, BATCH, generator)
+            for _ in range(STEPS)
+        ]
+    return [(d.sigma, d.noise) for d in drawn]
+
+
+def test_stage_a_agrees_with_diffusers(pack, model, unet, draws):
+    nodes, target, latent = imagic.Pack(pack), imagic.conditioning(), imagic.latent()
+    found, found_losses = nodes.optimize(
+        model, target, latent, STEPS, RATE_A, SEED, batch_size=BATCH
+    )
+    unet.requires_grad_(False)
+    e = target[0][0].clone().requires_grad_()
+    losses = reference(unet, latent["samples"].clone() * 0.18215, e, [e], RATE_A, draws)
+
+    assert found_losses["loss"] == pytest.approx(losses, rel=1e-3)
+    # Adam divides by the gradient's size, so the smallest gradients carry its rounding errors.
+    moved, expected = found[0][0] - target[0][0], (e - target[0][0]).detach()
+    assert expected.abs().max() > 5 * RATE_A
+    assert (moved - expected).norm() < 0.02 * expected.norm()
+
+
+def test_stage_b_agrees_with_diffusers(pack, model, unet, draws):
+    import comfy.utils
+
+    nodes, optimized, latent = imagic.Pack(pack), imagic.conditioning(3), imagic.latent()
+    _, found, found_losses = nodes.finetune(
+        model, optimized, latent, "full", STEPS, RATE_B, SEED, batch_size=BATCH
+    )
+    unet.requires_grad_(True)
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    before = {n: p.detach().clone() for n, p in unet.named_parameters()}
+    e = optimized[0][0].clone()
+    image = latent["samples"].clone() * 0.18215
+    losses = reference(unet, image, e, list(unet.parameters()), RATE_B, draws)
+
+    assert losses[-1] < losses[0]
+    assert found_losses["loss"] == pytest.approx(losses, rel=5e-3)
+    wrong = expected = 0.0
+    for name, parameter in unet.named_parameters():
+        path, kind = names[name].rsplit(".", 1)
+        ours = found[f"diffusion_model.{path}.{'diff' if kind == 'weight' else 'diff_b'}"]
+        moved = (parameter - before[name]).detach()
+        wrong += (ours - moved).square().sum().item()
+        expected += moved.square().sum().item()
+    assert expected > 0 and wrong < 0.05**2 * expected
