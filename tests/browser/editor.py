@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, TimeoutError, sync_playwright
 
 # The browser's own errands; on a machine without a network they only fill the console.
 QUIET = [
@@ -37,6 +37,15 @@ LISTEN = """() => {
         const rejected = Object.entries(app.lastNodeErrors ?? {})
         if (rejected.length) heard.ended = JSON.stringify(rejected)
     })
+}"""
+SHOW = """([id, name]) => {
+    const node = app.graph.getNodeById(id)
+    const widget = node.widgets.find((one) => one.name === name)
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = [400 - node.pos[0], 200 - node.pos[1]]
+    app.canvas.draw(true, true)
+    const box = app.canvas.canvas.getBoundingClientRect()
+    return [box.x + 400 + node.size[0] / 2, box.y + 200 + widget.last_y + 10]
 }"""
 # Nothing of a first visit (tutorials, template browser) may cover the canvas.
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
@@ -99,21 +108,13 @@ class Editor:
 
     def type_into(self, node: int, widget: str, text: str) -> Any:
         """Double-click a widget of the node with this id, type a value, and return what it has."""
-        place = self.evaluate(
-            """([id, name]) => {
-                const node = app.graph.getNodeById(id)
-                const widget = node.widgets.find((one) => one.name === name)
-                const ds = app.canvas.ds
-                ds.scale = 1
-                ds.offset = [400 - node.pos[0], 200 - node.pos[1]]
-                app.canvas.draw(true, true)
-                const box = app.canvas.canvas.getBoundingClientRect()
-                return [box.x + 400 + node.size[0] / 2, box.y + 200 + (widget.last_y ?? widget.y) + 10]
-            }""",
-            [node, widget],
-        )
-        self.page.mouse.dblclick(*place)
         field = self.page.locator(".graphdialog input")
+        # A workflow just opened still moves into view, away from under the mouse.
+        for _ in range(20):
+            self.page.mouse.dblclick(*self.evaluate(SHOW, [node, widget]))
+            with contextlib.suppress(TimeoutError):
+                field.wait_for(timeout=2_000)
+                break
         field.fill(text)
         field.press("Enter")
         return self.widget(node, widget)
@@ -167,7 +168,7 @@ def open_editor(chromium: str, url: str) -> Iterator[Editor]:
         browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
         try:
             page = browser.new_page(viewport={"width": 1600, "height": 1000})
-            page.set_default_timeout(180_000)
+            page.set_default_timeout(60_000)
             editor = Editor(page)
             page.request.post(f"{url}/api/settings", data=SETTINGS)
             page.goto(url)

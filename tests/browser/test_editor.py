@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from browser.editor import Editor, open_editor
 from browser.workflows import SD15, WORKFLOWS
+from client import Client
 from environment import REPOSITORY
 from host_process import Server, put_file
 from PIL import Image
+from workflow import to_prompt
 
 EXAMPLES = sorted((REPOSITORY / "example_workflows").glob("*.json"))
+LANGUAGES = sorted(folder.name for folder in (REPOSITORY / "locales").iterdir())
 OURS = ("ImagicOptimizeEmbedding", "ImagicFinetuneModel", "ImagicInterpolateConditioning")
 # A few latent pixels and two steps: what is asked here is that it runs, not what it draws.
 QUICK = {
@@ -97,6 +100,20 @@ def test_our_node_has_help(editor: Editor, name: str) -> None:
     assert text.startswith("# Imagic ")
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_translation_covers_our_nodes(client: Client, language: str) -> None:
+    known = client.get("/object_info")
+    translated = client.get("/i18n")[language]["nodeDefs"]
+    ours = {name for name, node in known.items() if node["category"] == "Imagic"}
+    assert set(translated) == ours
+    for name in ours:
+        inputs = known[name]["input"]
+        names = set(inputs["required"]) | set(inputs.get("optional", {}))
+        assert set(translated[name]["inputs"]) == names, name
+        places = {str(place) for place in range(len(known[name]["output"]))}
+        assert set(translated[name]["outputs"]) == places, name
+
+
 def test_training_nodes_keep_their_seed(editor: Editor) -> None:
     widgets = editor.evaluate(
         "(names) => names.flatMap((n) => LiteGraph.createNode(n).widgets.map((w) => w.name))",
@@ -133,15 +150,17 @@ def test_dropped_example_is_complete(editor: Editor, file: Path) -> None:
     editor.drop(file)
     state = editor.evaluate(
         """() => ({
-            unknown: app.graph._nodes.filter((n) => n.has_errors || !LiteGraph.registered_node_types[n.type])
-                .map((n) => n.type),
+            unknown: app.graph._nodes.filter(
+                (n) => n.has_errors || !LiteGraph.registered_node_types[n.type]
+            ).map((n) => n.type),
             links: [...app.graph.links.values()].map((link) => {
                 const from = app.graph.getNodeById(link.origin_id)?.outputs[link.origin_slot]
                 const to = app.graph.getNodeById(link.target_id)?.inputs[link.target_slot]
                 return [link.id, !!from?.links?.includes(link.id) && to?.link === link.id
                     && LiteGraph.isValidConnection(from.type, to.type)]
             }),
-            titles: app.graph._nodes.filter((n) => n.title !== n.constructor.title).map((n) => n.title),
+            titles: app.graph._nodes.map((n) => [n.constructor.title, n.title])
+                .filter(([usual, title]) => title !== usual),
         })"""
     )
     assert state["unknown"] == []
@@ -178,6 +197,15 @@ def test_example_is_what_its_description_builds(editor: Editor, file: Path) -> N
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_our_conversion_is_the_front_ends(editor: Editor, client: Client, file: Path) -> None:
+    editor.drop(file)
+    ours = to_prompt(json.loads(file.read_text("utf-8")), client.get("/object_info"))
+    assert {node: (one["class_type"], one["inputs"]) for node, one in ours.items()} == {
+        node: (one["class_type"], one["inputs"]) for node, one in editor.prompt().items()
+    }
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_example_runs_and_another_eta_does_not_train_again(
     editor: Editor, stocked: Server, file: Path
 ) -> None:
@@ -194,7 +222,10 @@ def test_example_runs_and_another_eta_does_not_train_again(
     (saved,) = (stocked.base / "output").glob("*.png")
     with Image.open(saved) as picture:
         assert picture.width > picture.height > 64
-        assert json.loads(picture.info["prompt"]) == editor.prompt()
+        written = json.loads(picture.info["prompt"])
+    assert {node: one["inputs"] for node, one in written.items()} == {
+        node: one["inputs"] for node, one in editor.prompt().items()
+    }
 
     editor.set(editor.find("ImagicInterpolateConditioning"), "eta", 0.3)
     again = editor.run()

@@ -96,7 +96,7 @@ def imagic_edit() -> Workflow:
         "**Load Checkpoint**: your model.\n\n**Load Image**: your photograph.\n\n"
         "The picture is scaled to the size that the model works at and keeps its aspect ratio. "
         "SD 1.x: 0.25 megapixels, as many as 512 x 512. SDXL: 1.",
-        (320, 200),
+        (320, 150),
     )
 
     w.column("Your photograph, your sentence")
@@ -104,7 +104,7 @@ def imagic_edit() -> Workflow:
         "**The text field below says what the picture shall show**, the whole of it: not *make "
         "the bird spread its wings* but *a photo of a bird spreading its wings*.\n\nThe empty "
         "one under it is the negative prompt; it takes no part in the training.",
-        (400, 190),
+        (400, 140),
     )
     target = w.node(
         "CLIPTextEncode", (400, 140), clip=checkpoint["CLIP"],
@@ -134,7 +134,7 @@ def imagic_edit() -> Workflow:
         "- Too little has changed: raise it.\n- The photograph is lost: lower it.\n"
         "- Not your photograph even at 0: raise *steps* of Imagic Fine-tune Model.\n\n"
         "A new eta does not train again: change it and run.",
-        (360, 210),
+        (360, 170),
     )
     mixed = w.node(
         "ImagicInterpolateConditioning", (360, 0), target=target["CONDITIONING"],
