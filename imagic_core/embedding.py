@@ -9,6 +9,9 @@ from torch import Tensor
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding
 
+PAPER = Settings(steps=1000, learning_rate=2e-3, seed=0)
+"""The paper's recipe for Stable Diffusion, section 4."""
+
 
 def optimize_embedding(
     denoiser: Denoiser,
@@ -27,7 +30,7 @@ def optimize_embedding(
         denoiser: the pre-trained model; its weights must not require grad.
         x0: [B, C, ...] the photographs' latents.
         target: e_tgt, where the optimisation starts.
-        settings: the paper's are 1000 steps at 2e-3 (Stable Diffusion), 100 at 1e-3 (Imagen).
+        settings: the paper's are ``PAPER`` for Stable Diffusion, 100 steps at 1e-3 for Imagen.
         on_step: called after each step; what it raises ends the training and passes through.
         mask: see ``objective.reconstruction_loss``.
 

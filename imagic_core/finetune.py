@@ -16,6 +16,8 @@ from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding
 
 METHODS = ("lora", "attention", "full")
+PAPER = Settings(steps=1500, learning_rate=5e-7, seed=0)
+"""The paper's recipe for Stable Diffusion, section 4, with method `full`."""
 
 
 class Difference(torch.nn.Module):
@@ -81,7 +83,7 @@ def finetune_model(
         x0: [B, C, ...] the photographs' latents.
         optimized: e_opt of stage A, held fixed.
         changes: from ``choose_changes``.
-        settings: the paper's are 1500 steps at 5e-7 on all weights (Stable Diffusion).
+        settings: the paper's are ``PAPER``.
         on_step: called after each step; what it raises ends the training and passes through.
         mask: see ``objective.reconstruction_loss``.
 

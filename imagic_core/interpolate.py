@@ -1,6 +1,10 @@
-"""Stage C, section 3.2 "Text embedding interpolation", equation 4."""
+"""Stage C, section 3.2 "Text embedding interpolation", equation 4, and projection beside it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
 
 from .objective import Embedding
 
@@ -17,12 +21,43 @@ def interpolate(target: Embedding, optimized: Embedding, eta: float) -> Embeddin
     Raises:
         ValueError: the shapes differ.
     """
+    return _combine(target, optimized, lambda tgt, opt: eta * tgt + (1 - eta) * opt)
+
+
+def project(target: Embedding, optimized: Embedding, identity: float, edit: float) -> Embedding:
+    """Identity and edit strength apart: e = identity * e_opt + edit * (e_tgt orthogonal to e_opt).
+
+    Each token, and the pooled vector, is split by itself: what of the target's vector lies along
+    the optimised one says nothing new, and what is orthogonal to it is the edit. This is the
+    vector projection of Forgedit (Zhang et al., 2023), not of the paper.
+
+    Args:
+        target: e_tgt.
+        optimized: e_opt, of the same shapes.
+        identity: strength of the photograph; 1 keeps e_opt as it was learned.
+        edit: strength of the edit; 0 reconstructs the photograph.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+
+    def split(tgt: Tensor, opt: Tensor) -> Tensor:
+        length = (opt * opt).sum(-1, keepdim=True).clamp(min=1e-12)
+        along = (tgt * opt).sum(-1, keepdim=True) / length * opt
+        return identity * opt + edit * (tgt - along)
+
+    return _combine(target, optimized, split)
+
+
+def _combine(
+    target: Embedding, optimized: Embedding, rule: Callable[[Tensor, Tensor], Tensor]
+) -> Embedding:
     shapes = [[tuple(t.shape) for t in e.tensors()] for e in (target, optimized)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"target has the shape {shapes[0]} and optimized {shapes[1]}")
     return Embedding(
         *(
-            eta * tgt + (1 - eta) * opt.to(tgt)
+            rule(tgt, opt.to(tgt))
             for tgt, opt in zip(target.tensors(), optimized.tensors(), strict=True)
         )
     )

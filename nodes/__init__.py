@@ -3,13 +3,17 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .finetune_model import ImagicFinetuneModel
+from .finetune_strength import ImagicFinetuneStrength
 from .interpolate_conditioning import ImagicInterpolateConditioning
 from .optimize_embedding import ImagicOptimizeEmbedding
+from .project_conditioning import ImagicProjectConditioning
 
 NODES: list[type[io.ComfyNode]] = [
     ImagicOptimizeEmbedding,
     ImagicFinetuneModel,
     ImagicInterpolateConditioning,
+    ImagicProjectConditioning,
+    ImagicFinetuneStrength,
 ]
 
 

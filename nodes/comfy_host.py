@@ -95,6 +95,25 @@ def read_text(node: str, socket: str, conditioning: Any) -> Text:
     return Text(embedding, options)
 
 
+def combine(
+    node: str, target: Any, optimized: Any, rule: Callable[[Embedding, Embedding], Embedding]
+) -> list[list[Any]]:
+    """A CONDITIONING of the target's and the optimised embedding, all else as in the target.
+
+    Raises:
+        ValueError: either is not one plain sentence, or they do not match.
+    """
+    text = read_text(node, "target", target)
+    learned = read_text(node, "optimized", optimized)
+    try:
+        return text.with_embedding(rule(text.embedding, learned.embedding))
+    except ValueError as error:
+        raise ValueError(
+            f"{node}: 'target' and 'optimized' do not match: {error}. Connect to 'target' the "
+            "very sentence that Imagic Optimize Embedding got."
+        ) from error
+
+
 def read_image(node: str, model: Any, latent: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
     """Read a LATENT of photographs for ``model``.
 
@@ -475,10 +494,74 @@ def changes_to_lora(changes: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]
     return {name: p.detach().float().cpu().contiguous() for name, p in lora.items()}
 
 
-def apply_lora(model: Any, lora: dict[str, Tensor]) -> Any:
+def apply_lora(model: Any, lora: dict[str, Tensor], strength: float = 1.0) -> Any:
     """A fresh clone of MODEL with the LORA_MODEL added by the host's own loader."""
     with torch.inference_mode(False):
-        return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+        return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+
+
+def check_lora(node: str, socket: str, model: Any, lora: Mapping[str, Tensor]) -> None:
+    """Refuse a LORA_MODEL that names layers which the model does not have.
+
+    Raises:
+        ValueError: it was learned on another kind of model.
+    """
+    layers = {f"diffusion_model.{path}" for path, _ in model.model.diffusion_model.named_modules()}
+    suffixes = (".lora_up.weight", ".lora_down.weight", ".alpha", ".diff", ".diff_b")
+    unknown = [
+        key
+        for key in lora
+        if next((key[: -len(s)] for s in suffixes if key.endswith(s)), "") not in layers
+    ]
+    if unknown or not lora:
+        example = f", such as {unknown[0]!r}" if unknown else ""
+        raise ValueError(
+            f"{node}: '{socket}' has {len(unknown)} of {len(lora)} weights for layers that the "
+            f"model does not have{example}; connect the kind of model it was learned on."
+        )
+
+
+def lora_by_part(model: Any, lora: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Split a LORA_MODEL into the network's `encoder`, `middle` and `decoder`.
+
+    A U-Net has these by construction. Of a network that is one row of blocks, they are the first,
+    second and last third of the row. What comes before the blocks counts as encoder, what comes
+    after them as decoder.
+    """
+    network = model.model.diffusion_model
+    rows = [
+        f"diffusion_model.{path}.{i}."
+        for path, module in network.named_children()
+        if isinstance(module, torch.nn.ModuleList)
+        for i in range(len(module))
+    ]
+    is_unet = hasattr(network, "middle_block")
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "middle": {}, "decoder": {}}
+    after = {
+        f"diffusion_model.{path}."
+        for path in _children_after_blocks(network)
+        if not path.startswith("middle_block")
+    }
+    for key, tensor in lora.items():
+        place = next((i for i, row in enumerate(rows) if key.startswith(row)), None)
+        if key.startswith("diffusion_model.middle_block."):
+            part = "middle"
+        elif place is None:
+            part = "decoder" if any(key.startswith(path) for path in after) else "encoder"
+        elif is_unet:
+            part = (
+                "encoder" if rows[place].startswith("diffusion_model.input_blocks.") else "decoder"
+            )
+        else:
+            part = ("encoder", "middle", "decoder")[min(2, 3 * place // len(rows))]
+        parts[part][key] = tensor
+    return parts
+
+
+def _children_after_blocks(network: torch.nn.Module) -> list[str]:
+    names = [name for name, _ in network.named_children()]
+    lists = [n for n, m in network.named_children() if isinstance(m, torch.nn.ModuleList)]
+    return names[names.index(lists[-1]) + 1 :] if lists else []
 
 
 def log(message: str, *values: object) -> None:

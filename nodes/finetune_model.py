@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..imagic_core.finetune import METHODS, finetune_model
+from ..imagic_core.finetune import METHODS, PAPER, finetune_model
+from ..imagic_core.fit import Settings
 from . import comfy_host, run
 from .progress import Reporter
 
@@ -41,7 +42,7 @@ class ImagicFinetuneModel(io.ComfyNode):
                     "memory. attention: the attention layers. full: everything, as in the paper.",
                 ),
                 *run.common_inputs(steps=100, learning_rate=1e-3, what="the model"),
-                *run.optional_inputs(),
+                *run.optional_inputs(PAPER),
                 io.Int.Input(
                     "rank",
                     default=16,
@@ -86,6 +87,7 @@ class ImagicFinetuneModel(io.ComfyNode):
         steps: int,
         learning_rate: float,
         seed: int,
+        recipe: str = "as set",
         batch_size: int = 4,
         training_dtype: str = "auto",
         save_memory: str = "auto",
@@ -93,8 +95,13 @@ class ImagicFinetuneModel(io.ComfyNode):
         alpha: float = 16.0,
     ) -> io.NodeOutput:
         """Fine-tune a copy of ``model`` on ``image`` under ``optimized``."""
+        if recipe == "paper":
+            method = "full"
         text = comfy_host.read_text(NAME, "optimized", optimized)
         photographs, mask = comfy_host.read_image(NAME, model, image)
+
+        own = Settings(steps, learning_rate, seed, batch_size)
+        chosen = run.settings(recipe, PAPER, own, photographs)
 
         def train(recompute: bool) -> Any:
             changes = comfy_host.new_changes(model, method, rank, alpha, seed)
@@ -113,8 +120,8 @@ class ImagicFinetuneModel(io.ComfyNode):
                     x0,
                     e_opt,
                     changes,
-                    run.settings(steps, learning_rate, seed, batch_size, x0),
-                    Reporter(model, steps),
+                    chosen,
+                    Reporter(model, chosen.steps),
                     None if mask is None else mask.to(x0.device),
                 )
             return comfy_host.changes_to_lora(changes), losses

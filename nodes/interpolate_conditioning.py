@@ -1,4 +1,4 @@
-"""Stage C."""
+"""Stage C, by interpolation."""
 
 from __future__ import annotations
 
@@ -50,13 +50,6 @@ class ImagicInterpolateConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, target: Any, optimized: Any, eta: float) -> io.NodeOutput:
         """Interpolate between the two conditionings."""
-        text = comfy_host.read_text(NAME, "target", target)
-        learned = comfy_host.read_text(NAME, "optimized", optimized)
-        try:
-            embedding = interpolate(text.embedding, learned.embedding, eta)
-        except ValueError as error:
-            raise ValueError(
-                f"{NAME}: 'target' and 'optimized' do not match: {error}. Connect to 'target' the "
-                "very sentence that Imagic Optimize Embedding got."
-            ) from error
-        return io.NodeOutput(text.with_embedding(embedding))
+        return io.NodeOutput(
+            comfy_host.combine(NAME, target, optimized, lambda tgt, opt: interpolate(tgt, opt, eta))
+        )

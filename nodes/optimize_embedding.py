@@ -6,7 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..imagic_core.embedding import optimize_embedding
+from ..imagic_core.embedding import PAPER, optimize_embedding
+from ..imagic_core.fit import Settings
 from . import comfy_host, run
 from .progress import Reporter
 
@@ -37,7 +38,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
                     "photographs; a noise mask says where to be faithful.",
                 ),
                 *run.common_inputs(steps=100, learning_rate=1e-2, what="the text embedding"),
-                *run.optional_inputs(),
+                *run.optional_inputs(PAPER),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -58,6 +59,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         steps: int,
         learning_rate: float,
         seed: int,
+        recipe: str = "as set",
         batch_size: int = 4,
         training_dtype: str = "auto",
         save_memory: str = "auto",
@@ -65,6 +67,9 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         """Optimise the embedding of ``target`` towards ``image``."""
         text = comfy_host.read_text(NAME, "target", target)
         photographs, mask = comfy_host.read_image(NAME, model, image)
+
+        own = Settings(steps, learning_rate, seed, batch_size)
+        chosen = run.settings(recipe, PAPER, own, photographs)
 
         def train(recompute: bool) -> Any:
             with comfy_host.training(
@@ -80,8 +85,8 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
                     denoiser,
                     x0,
                     e_tgt,
-                    run.settings(steps, learning_rate, seed, batch_size, x0),
-                    Reporter(model, steps),
+                    chosen,
+                    Reporter(model, chosen.steps),
                     None if mask is None else mask.to(x0.device),
                 )
                 return comfy_host.to_device(e_opt, text.embedding.tokens.device), losses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import comfy.model_management
@@ -17,6 +18,7 @@ from . import comfy_host
 Result = TypeVar("Result")
 
 CATEGORY = "Imagic"
+TOOLS = "Imagic/tools"
 DTYPES = {
     "auto": None,
     "bfloat16": torch.bfloat16,
@@ -57,9 +59,18 @@ def common_inputs(*, steps: int, learning_rate: float, what: str) -> list[io.Inp
     ]
 
 
-def optional_inputs() -> list[io.Input]:
-    """Inputs that a user may leave alone."""
+def optional_inputs(paper: Settings) -> list[io.Input]:
+    """Inputs that a user may leave alone; ``paper`` is the stage's recipe in the paper."""
     return [
+        io.Combo.Input(
+            "recipe",
+            options=["as set", "paper"],
+            default="as set",
+            optional=True,
+            tooltip=f"paper: as the paper trains Stable Diffusion, {paper.steps} steps at "
+            f"{paper.learning_rate:g}, one draw each, and of the model all weights; what is set "
+            "here is ignored.",
+        ),
         io.Int.Input(
             "batch_size",
             default=4,
@@ -88,11 +99,18 @@ def optional_inputs() -> list[io.Input]:
     ]
 
 
-def settings(steps: int, learning_rate: float, seed: int, batch_size: int, x0: Tensor) -> Settings:
-    """Settings whose draws pass through the model as many at once as a 512 px picture takes."""
-    places = max(1, x0[0, 0].numel())
-    micro_batch = max(1, min(batch_size, LATENT_PLACES_AT_ONCE // places))
-    return Settings(steps, learning_rate, seed, batch_size, micro_batch)
+def settings(recipe: str, paper: Settings, own: Settings, x0: Tensor) -> Settings:
+    """The recipe's settings, with as many draws at once as fit a picture of 512 px.
+
+    Args:
+        recipe: `paper`, or `as set`.
+        paper: the stage's settings in the paper.
+        own: the settings on the node.
+        x0: [B, C, ...] the photographs' latents.
+    """
+    chosen = replace(paper, seed=own.seed) if recipe == "paper" else own
+    at_once = max(1, LATENT_PLACES_AT_ONCE // x0[0, 0].numel())
+    return replace(chosen, micro_batch=min(chosen.batch_size, at_once))
 
 
 def within_memory(node: str, save_memory: str, train: Callable[[bool], Result]) -> Result:

@@ -278,6 +278,81 @@ def test_interpolation_carries_everything_through(nodes):
     assert options["guidance"] == 3.5
 
 
+def test_projection_node_sets_identity_and_edit(nodes):
+    target, optimized = imagic.conditioning(0), imagic.conditioning(1)
+    project = nodes.nodes["ImagicProjectConditioning"]
+    ((kept, options),) = project.execute(target, optimized, 1.0, 0.0).result[0]
+    assert torch.equal(kept, optimized[0][0])
+    assert torch.equal(options["pooled_output"], optimized[0][1]["pooled_output"])
+    with pytest.raises(ValueError, match="Imagic Project Conditioning: .* do not match"):
+        project.execute(imagic.conditioning(), imagic.conditioning(tokens=154), 1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def lora(nodes, model, learned):
+    _, latent, optimized, _ = learned
+    return nodes.finetune(model, optimized, latent, "lora", 4, 1e-3, 0)[1]
+
+
+def test_fine_tuning_can_be_turned_down_part_by_part(nodes, model, learned, lora):
+    _, latent, optimized, _ = learned
+    strength = nodes.nodes["ImagicFinetuneStrength"]
+
+    def loss(*strengths):
+        (tuned,) = strength.execute(model, lora, *strengths).result
+        return nodes.loss(tuned, optimized, latent, 4)
+
+    plain, whole = nodes.loss(model, optimized, latent, 4), loss(1.0, 1.0, 1.0)
+    assert loss(0.0, 0.0, 0.0) == pytest.approx(plain, rel=1e-6)
+    assert whole < plain * 0.98
+    (applied,) = (nodes.host.apply_lora(model, lora),)
+    assert nodes.loss(applied, optimized, latent, 4) == pytest.approx(whole, rel=1e-5)
+    parts = [loss(*(float(i == part) for i in range(3))) for part in range(3)]
+    assert len({plain, whole, *parts}) == 5, "each part has an effect of its own"
+
+
+def test_parts_of_a_unet_are_its_encoder_middle_and_decoder(nodes, model, lora):
+    parts = nodes.host.lora_by_part(model, lora)
+    tops = {part: {key.split(".")[1] for key in keys} for part, keys in parts.items()}
+    assert tops == {
+        "encoder": {"time_embed", "input_blocks"},
+        "middle": {"middle_block"},
+        "decoder": {"output_blocks", "out"},
+    }
+    assert sum(len(keys) for keys in parts.values()) == len(lora)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"diffusion_model.double_blocks.0.x.diff": torch.ones(1)}])
+def test_a_lora_of_another_kind_of_model_is_refused(nodes, model, wrong):
+    with pytest.raises(ValueError, match="Imagic Fine-tune Strength: 'lora' has .*connect"):
+        nodes.nodes["ImagicFinetuneStrength"].execute(model, wrong, 1.0, 1.0, 1.0)
+
+
+def test_the_papers_recipe_is_to_the_letter(nodes, model, monkeypatch):
+    asked = []
+    core = nodes.module.nodes
+
+    def stop(*args):
+        asked.append(next(a for a in args if hasattr(a, "learning_rate")))
+        raise _Stop
+
+    monkeypatch.setattr(core.optimize_embedding, "optimize_embedding", stop)
+    monkeypatch.setattr(core.finetune_model, "finetune_model", stop)
+    text, latent = imagic.conditioning(), imagic.latent()
+    with pytest.raises(_Stop):
+        nodes.optimize(model, text, latent, 3, 0.5, 9, recipe="paper", batch_size=7)
+    made = []
+    real = nodes.host.new_changes
+    monkeypatch.setattr(nodes.host, "new_changes", lambda *a: made.append(a[1]) or real(*a))
+    with pytest.raises(_Stop):
+        nodes.finetune(model, text, latent, "lora", 3, 0.5, 9, recipe="paper", batch_size=7)
+    assert [(s.steps, s.learning_rate, s.batch_size, s.seed) for s in asked] == [
+        (1000, 2e-3, 1, 9),
+        (1500, 5e-7, 1, 9),
+    ]
+    assert made == ["full"]
+
+
 def test_interpolation_of_different_sentences_is_refused(nodes):
     with pytest.raises(ValueError, match=r"'target' and 'optimized' do not match.*77.*154"):
         nodes.interpolate(imagic.conditioning(), imagic.conditioning(tokens=154), 0.5)

@@ -10,7 +10,7 @@ import torch
 from imagic_core.embedding import optimize_embedding
 from imagic_core.finetune import Difference, choose_changes, finetune_model
 from imagic_core.fit import Settings
-from imagic_core.interpolate import interpolate
+from imagic_core.interpolate import interpolate, project
 from imagic_core.objective import Embedding, draw, mean_loss
 from unit.toy import ToyDenoiser, photograph, sentence
 
@@ -186,6 +186,25 @@ def test_interpolation_is_equation_4_for_tokens_and_pooled(eta: float) -> None:
     e = interpolate(target, optimized, eta)
     torch.testing.assert_close(e.tokens, eta * target.tokens)
     torch.testing.assert_close(e.pooled, eta * target.pooled + (1 - eta))
+
+
+def test_projection_keeps_identity_and_edit_apart() -> None:
+    target, optimized = sentence(), Embedding(*(t + 1 for t in sentence().tensors()))
+    edits = [project(target, optimized, 0.0, 1.0), project(target, optimized, 0.0, 2.0)]
+    for tgt, opt, one, two in zip(
+        target.tensors(), optimized.tensors(), *(e.tensors() for e in edits), strict=True
+    ):
+        # The edit is orthogonal to the photograph, and with what lies along it makes the target.
+        torch.testing.assert_close(
+            (one * opt).sum(-1), torch.zeros(one.shape[:-1]), atol=1e-5, rtol=0
+        )
+        along = (tgt * opt).sum(-1, keepdim=True) / (opt * opt).sum(-1, keepdim=True)
+        torch.testing.assert_close(one + along * opt, tgt)
+        torch.testing.assert_close(two, 2 * one)
+    kept = project(target, optimized, 1.0, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(kept.tensors(), optimized.tensors(), strict=True))
+    with pytest.raises(ValueError, match="shape"):
+        project(sentence(True), sentence(False), 1.0, 1.0)
 
 
 def test_interpolation_needs_equal_shapes() -> None:

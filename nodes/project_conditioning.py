@@ -1,0 +1,63 @@
+"""Stage C, by projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..imagic_core.interpolate import project
+from . import comfy_host, run
+
+NAME = "Imagic Project Conditioning"
+
+
+class ImagicProjectConditioning(io.ComfyNode):
+    """Identity and edit strength apart."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="ImagicProjectConditioning",
+            display_name=NAME,
+            category=run.TOOLS,
+            description="In place of Imagic Interpolate Conditioning: sets how much of your "
+            "photograph and how much of the edit there is, each by itself.",
+            inputs=[
+                io.Conditioning.Input(
+                    "target", tooltip="Your sentence, as wired to Imagic Optimize Embedding."
+                ),
+                io.Conditioning.Input("optimized", tooltip="From Imagic Optimize Embedding."),
+                io.Float.Input(
+                    "identity",
+                    default=1.0,
+                    min=-1.0,
+                    max=3.0,
+                    step=0.01,
+                    tooltip="Strength of your photograph. 1 is as it was learned.",
+                ),
+                io.Float.Input(
+                    "edit",
+                    default=1.0,
+                    min=-1.0,
+                    max=3.0,
+                    step=0.01,
+                    tooltip="Strength of what your sentence adds. 0 reconstructs your photograph.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="For the positive input of KSampler."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, target: Any, optimized: Any, identity: float, edit: float) -> io.NodeOutput:
+        """Add the part of ``target`` that is orthogonal to ``optimized``."""
+        return io.NodeOutput(
+            comfy_host.combine(
+                NAME, target, optimized, lambda tgt, opt: project(tgt, opt, identity, edit)
+            )
+        )
