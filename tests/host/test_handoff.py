@@ -42,7 +42,7 @@ def losses(pack, model, text, latent, method, steps=10, rate=None):
     read = nodes.host.read_text("test", "text", text)
     x0, _ = nodes.host.read_image("test", model, latent)
     with torch.inference_mode():
-        changes = nodes.host.new_changes(model, method, 16, 16.0, 0)
+        changes = nodes.host.new_changes(model, method, 8, 4.0, 0)
         with nodes.host.training(model, x0, read, changes) as (denoiser, x0):
             settings = core.fit.Settings(steps, rate or RATES[method], 0, 4, 4)
             core.finetune.finetune_model(
