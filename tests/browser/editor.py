@@ -121,11 +121,13 @@ class Editor:
 
     def find(self, kind: str) -> int:
         """The id of the only node of a kind."""
-        found = self.evaluate(
-            "(kind) => app.graph._nodes.filter((n) => n.type === kind).map((n) => n.id)", kind
-        )
-        assert len(found) == 1, f"{len(found)} nodes {kind}"
-        return int(found[0])
+        (found,) = self.find_all(kind)
+        return found
+
+    def find_all(self, kind: str) -> list[int]:
+        """The ids of all nodes of a kind."""
+        script = "(kind) => app.graph._nodes.filter((n) => n.type === kind).map((n) => n.id)"
+        return [int(node) for node in self.evaluate(script, kind)]
 
     def set(self, node: int, widget: str, value: Any) -> None:
         """Give a widget of the node with this id a value."""
