@@ -9,6 +9,9 @@ from torch import Tensor
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding
 
+DEFAULT = Settings(steps=100, learning_rate=5e-3, seed=0, batch_size=4)
+"""Fewer steps than the paper's, each on several draws and longer."""
+
 PAPER = Settings(steps=1000, learning_rate=2e-3, seed=0)
 """The paper's recipe for Stable Diffusion, section 4."""
 

@@ -15,7 +15,13 @@ from torch import Tensor
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding
 
-METHODS = ("lora", "attention", "full")
+METHODS = {
+    "lora": Settings(steps=150, learning_rate=5e-4, seed=0, batch_size=4),
+    "attention": Settings(steps=100, learning_rate=1e-4, seed=0, batch_size=4),
+    "full": Settings(steps=100, learning_rate=5e-5, seed=0, batch_size=4),
+}
+"""Which weights can move, and the settings that each starts from."""
+
 PAPER = Settings(steps=1500, learning_rate=5e-7, seed=0)
 """The paper's recipe for Stable Diffusion, section 4, with method `full`."""
 

@@ -39,9 +39,10 @@ class ImagicFinetuneModel(io.ComfyNode):
                     options=list(METHODS),
                     default="lora",
                     tooltip="Which weights move. lora: a small change to every layer, least "
-                    "memory. attention: the attention layers. full: everything, as in the paper.",
+                    "memory. attention: the attention layers. full: everything, as in the paper. "
+                    "Choosing one sets the steps and the learning_rate that suit it.",
                 ),
-                *run.common_inputs(steps=100, learning_rate=1e-3, what="the model"),
+                *run.common_inputs(METHODS["lora"], "the model"),
                 *run.optional_inputs(PAPER),
                 io.Int.Input(
                     "rank",

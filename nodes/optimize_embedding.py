@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..imagic_core.embedding import PAPER, optimize_embedding
+from ..imagic_core.embedding import DEFAULT, PAPER, optimize_embedding
 from ..imagic_core.fit import Settings
 from . import comfy_host, run
 from .progress import Reporter
@@ -37,7 +37,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
                     tooltip="Your photograph. From VAE Encode. A batch is learned as several "
                     "photographs; a noise mask says where to be faithful.",
                 ),
-                *run.common_inputs(steps=100, learning_rate=1e-2, what="the text embedding"),
+                *run.common_inputs(DEFAULT, "the text embedding"),
                 *run.optional_inputs(PAPER),
             ],
             outputs=[

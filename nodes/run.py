@@ -28,19 +28,19 @@ DTYPES = {
 LATENT_PLACES_AT_ONCE = 64 * 64  # one picture of 512 px in an 8x autoencoder
 
 
-def common_inputs(*, steps: int, learning_rate: float, what: str) -> list[io.Input]:
+def common_inputs(default: Settings, what: str) -> list[io.Input]:
     """Inputs steps, learning_rate and seed, with the defaults and the subject of the stage."""
     return [
         io.Int.Input(
             "steps",
-            default=steps,
+            default=default.steps,
             min=1,
             max=100_000,
             tooltip=f"Training steps of {what}. More steps follow the photograph more closely.",
         ),
         io.Float.Input(
             "learning_rate",
-            default=learning_rate,
+            default=default.learning_rate,
             min=0.0,
             max=1.0,
             step=1e-7,
