@@ -2,6 +2,8 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .contact_sheet import ImagicContactSheet
+from .eta_sweep import ImagicEtaSweep
 from .finetune_model import ImagicFinetuneModel
 from .finetune_strength import ImagicFinetuneStrength
 from .interpolate_conditioning import ImagicInterpolateConditioning
@@ -14,6 +16,8 @@ NODES: list[type[io.ComfyNode]] = [
     ImagicInterpolateConditioning,
     ImagicProjectConditioning,
     ImagicFinetuneStrength,
+    ImagicEtaSweep,
+    ImagicContactSheet,
 ]
 
 

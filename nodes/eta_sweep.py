@@ -1,0 +1,92 @@
+"""Stage C for several eta at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..imagic_core.interpolate import interpolate
+from . import comfy_host, run
+
+NAME = "Imagic Eta Sweep"
+
+
+def eta_range(start: float, stop: float, count: int) -> list[float]:
+    """``count`` values of eta at equal distances, from ``start`` to ``stop``, both included."""
+    if count == 1:
+        return [start]
+    return [round(start + (stop - start) * i / (count - 1), 4) for i in range(count)]
+
+
+class ImagicEtaSweep(io.ComfyNode):
+    """Equation 4 for a range of eta."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="ImagicEtaSweep",
+            display_name=NAME,
+            category=f"{run.CATEGORY}/tools",
+            description="Conditionings for a range of eta. What they are wired to runs once for "
+            "each: one KSampler with one seed draws the whole range.",
+            inputs=[
+                io.Conditioning.Input(
+                    "target", tooltip="Your sentence, as wired to Imagic Optimize Embedding."
+                ),
+                io.Conditioning.Input("optimized", tooltip="From Imagic Optimize Embedding."),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=-1.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="The first eta. 0 reconstructs your photograph.",
+                ),
+                io.Float.Input(
+                    "stop",
+                    default=1.0,
+                    min=-1.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="The last eta. 1 follows the sentence alone.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=6,
+                    min=1,
+                    max=64,
+                    tooltip="How many eta from start to stop. Each is one sampling.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning",
+                    is_output_list=True,
+                    tooltip="For the positive input of KSampler, which then runs once for each.",
+                ),
+                io.Float.Output(
+                    display_name="etas",
+                    is_output_list=True,
+                    tooltip="For Imagic Contact Sheet and Imagic Score Edits.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, target: Any, optimized: Any, start: float, stop: float, count: int
+    ) -> io.NodeOutput:
+        """Interpolate at each eta."""
+        text = comfy_host.read_text(NAME, "target", target)
+        learned = comfy_host.read_text(NAME, "optimized", optimized)
+        etas = eta_range(start, stop, count)
+        try:
+            embeddings = [interpolate(text.embedding, learned.embedding, eta) for eta in etas]
+        except ValueError as error:
+            raise ValueError(
+                f"{NAME}: 'target' and 'optimized' do not match: {error}. Connect to 'target' the "
+                "very sentence that Imagic Optimize Embedding got."
+            ) from error
+        return io.NodeOutput([text.with_embedding(e) for e in embeddings], etas)
