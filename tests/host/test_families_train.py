@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from environment import REPOSITORY
 from miniature import families
 
 from host import imagic
 
+PREDICTS = {"EPS": "noise", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
 RATES = {"full": 1e-4, "lora": 1e-3}
 
 
@@ -85,3 +87,13 @@ def test_recomputing_blocks_gives_the_same_gradient(loaded, stage_a):
     recomputed, _ = nodes.optimize(model, target, image, 2, 2e-2, 0, save_memory="on")
     moved = kept[0][0] - target[0][0]
     assert (kept[0][0] - recomputed[0][0]).norm() < 0.01 * moved.norm()
+
+
+def test_readme_names_the_models_that_these_tests_train() -> None:
+    rows = "\n".join(
+        f"| {family.title} | {PREDICTS[family.prediction]} "
+        f"| {'tokens and pooled vector' if family.uses_pooled else 'tokens'} |"
+        for family in families.FAMILIES.values()
+    )
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"| model | predicts | learned of the text |\n| --- | --- | --- |\n{rows}\n" in readme
