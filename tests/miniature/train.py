@@ -9,6 +9,7 @@ continued by the same command. Needs torch, numpy, pillow and safetensors; no Co
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from miniature.captions import TextStates, caption  # noqa: E402
 from miniature.muon import Muon  # noqa: E402
 from miniature.unet import UNet  # noqa: E402
 
+HERE = Path(__file__).resolve().parent
 SEED = 20240807
 CHUNK = 1024
 CONFIG = {
@@ -34,7 +36,7 @@ CONFIG = {
     "tuning_pictures": 512,
     "ae": {"minutes": 25.0, "batch": 6, "crop": 64, "lr": 1e-3, "lr_rest": 1e-3,
            "latent_noise": 0.08},
-    "decoder": {"minutes": 20.0, "batch": 8, "crop": 64, "lr": 1e-3, "lr_rest": 1e-3,
+    "decoder": {"minutes": 45.0, "batch": 8, "crop": 64, "lr": 1e-3, "lr_rest": 1e-3,
                 "latent_noise": 0.06},
     "reader": {"minutes": 9.0, "batch": 32, "lr": 1e-3, "lr_rest": 1e-3},
     "unet": {
@@ -48,10 +50,10 @@ CONFIG = {
 class Run:
     """Where a run keeps its files, how it logs, and where it computes."""
 
-    def __init__(self, work: Path, device: str, config: dict) -> None:
+    def __init__(self, work: Path, device: str, config: dict, out: Path = HERE) -> None:
         """Create the folder; the log is appended to, one JSON object a line."""
         work.mkdir(parents=True, exist_ok=True)
-        self.work, self.device, self.config = work, torch.device(device), config
+        self.work, self.device, self.config, self.out = work, torch.device(device), config, out
 
     def log(self, stage: str, **figures: float | int | str) -> None:
         """Append to log.jsonl and print."""
@@ -77,6 +79,10 @@ class Clock:
         """Count one step and return the progress."""
         now = time.monotonic()
         self.step, self.seconds, self.last = self.step + 1, self.seconds + now - self.last, now
+        return self.progress()
+
+    def progress(self) -> float:
+        """What part of the limit is done; a larger limit continues a finished stage."""
         return self.step / self.steps if self.steps else self.seconds / 60 / (self.minutes or 1)
 
     def state(self) -> tuple[int, float]:
@@ -148,7 +154,8 @@ def render(run: Run) -> None:
             path = run.work / f"{split}_{start // CHUNK:03d}.npy"
             if not path.exists():
                 jobs.append((path, split, start, min(start + CHUNK, count)))
-    with ProcessPoolExecutor() as pool:
+    # spawned: a fork of a process whose torch has threads may hang
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for path, pictures in zip(
             [j[0] for j in jobs], pool.map(_chunk, *zip(*[j[1:] for j in jobs], strict=True)),
             strict=True,
@@ -200,16 +207,15 @@ def train_autoencoder(run: Run) -> None:
     torch.manual_seed(SEED)
     model = Autoencoder().to(run.device).to(memory_format=torch.channels_last)
     tools = Tools(model, ("encoder.0.change", "to_", "from_"), setting)
-    clock = Clock(setting["minutes"], setting.get("steps"))
+    clock, progress = Clock(setting["minutes"], setting.get("steps")), 0.0
     if path.exists():
         state = torch.load(path, map_location=run.device)
         model.load_state_dict(state["model"])
         tools.load(state["optimisers"])
         clock.load(state["clock"])
-        if state["done"]:
-            return
+        progress = clock.progress()
     data, held = pictures(run, "train"), to_tensor(pictures(run, "tuning")[:64], run.device)
-    crop, batch, progress = setting["crop"], setting["batch"], 0.0
+    crop, batch = setting["crop"], setting["batch"]
     while progress < 1:
         rng = np.random.default_rng([SEED, 1, clock.step])
         x = to_tensor(np.stack([
@@ -233,7 +239,7 @@ def train_autoencoder(run: Run) -> None:
                     loss=round(loss.item(), 5), tuning_psnr=round(quality, 3),
                     latent_std=round(z.std().item(), 4))
             save(path, {"model": model.state_dict(), "optimisers": tools.state(),
-                        "clock": clock.state(), "done": progress >= 1,
+                        "clock": clock.state(),
                         "latent_std": z.std().item()})
 
 
@@ -276,7 +282,7 @@ def train_decoder(run: Run) -> None:
         model.load_state_dict(state["model"])
         tools.load(state["optimisers"])
         clock.load(state["clock"])
-        progress = state["progress"]
+        progress = clock.progress()
     codes = latents(run, "train")
     data = pictures(run, "train")[: len(codes)]
     held = to_tensor(pictures(run, "tuning")[:64], run.device)
@@ -301,7 +307,7 @@ def train_decoder(run: Run) -> None:
             run.log("decoder", step=clock.step, minutes=round(clock.seconds / 60, 2),
                     loss=round(loss.item(), 5), tuning_psnr=round(quality, 3))
             save(path, {"model": model.state_dict(), "optimisers": tools.state(),
-                        "clock": clock.state(), "progress": progress})
+                        "clock": clock.state()})
 
 
 def alphas() -> torch.Tensor:
@@ -354,7 +360,7 @@ def train_unet(run: Run) -> None:
         average = state["average"]
         tools.load(state["optimisers"])
         clock.load(state["clock"])
-        progress = state["progress"]
+        progress = clock.progress()
     data, tuning, signal = latents(run, "train"), latents(run, "tuning"), alphas().to(run.device)
     data, tuning, states = data.to(run.device), tuning[:128].to(run.device), TextStates()
     recent: list[float] = []
@@ -395,7 +401,7 @@ def train_unet(run: Run) -> None:
                     loss=round(float(np.mean(recent)), 5), tuning_loss=round(weighted, 5),
                     tuning_eps_mse=round(plain, 5))
             recent.clear()
-            save(path, {"model": model.state_dict(), "average": average, "progress": progress,
+            save(path, {"model": model.state_dict(), "average": average,
                         "optimisers": tools.state(),
                         "clock": clock.state()})
 
@@ -421,7 +427,7 @@ def start_from(model: UNet, checkpoint: Path) -> None:
 
 
 def train_reader(run: Run) -> None:
-    """Stage "reader": the classifier that judges pictures, written into the asset's folder."""
+    """Stage "reader": the classifier that judges pictures; reader.pt."""
     setting, path = run.config["reader"], run.work / "reader.pt"
     torch.manual_seed(SEED)
     model = reader.Reader().to(run.device)
@@ -432,7 +438,7 @@ def train_reader(run: Run) -> None:
         model.load_state_dict(state["model"])
         tools.load(state["optimisers"])
         clock.load(state["clock"])
-        progress = state["progress"]
+        progress = clock.progress()
     data, tuning = pictures(run, "train"), pictures(run, "tuning")
     truths = [example("tuning", i) for i in range(len(tuning))]
     while progress < 1:
@@ -454,24 +460,24 @@ def train_reader(run: Run) -> None:
             run.log("reader", step=clock.step, minutes=round(clock.seconds / 60, 2),
                     loss=round(loss.item(), 4), **right)
             save(path, {"model": model.state_dict(), "optimisers": tools.state(),
-                        "clock": clock.state(), "progress": progress})
-    asset.FOLDER.mkdir(exist_ok=True)
-    reader.store(model.cpu())
+                        "clock": clock.state()})
 
 
 def export(run: Run) -> None:
     """Stage "export": write the asset, its hash, and the run's log and configuration."""
     ae = torch.load(run.work / "ae.pt", map_location="cpu")
-    if (run.work / "decoder.pt").exists():
-        ae["model"] = torch.load(run.work / "decoder.pt", map_location="cpu")["model"]
+    decoder = torch.load(run.work / "decoder.pt", map_location="cpu")
     unet = torch.load(run.work / "unet.pt", map_location="cpu")
+    folder, record = run.out / "asset", run.out / "run"
     asset.write(
         layout.Shape(**run.config["unet"]["shape"]),
         {n: t.numpy() for n, t in unet["average"].items()},
-        {n: t.numpy() for n, t in ae["model"].items()}, ae["latent_std"],
+        {n: t.numpy() for n, t in decoder["model"].items()}, ae["latent_std"], folder,
     )
-    run.log("export", sha256=build.seal())
-    record = Path(__file__).resolve().parent / "run"
+    model = reader.Reader()
+    model.load_state_dict(torch.load(run.work / "reader.pt", map_location="cpu")["model"])
+    reader.store(model, folder / reader.FILE.name)
+    run.log("export", sha256=build.seal(folder))
     record.mkdir(exist_ok=True)
     (record / "config.json").write_text(json.dumps(run.config, indent=1) + "\n")
     (record / "log.jsonl").write_text((run.work / "log.jsonl").read_text())
