@@ -47,6 +47,17 @@ CONFIG = {
 }
 
 
+# What a GPU can afford: every channel alive, more pictures, larger batches.
+CUDA_CONFIG = {
+    "pictures": 32768,
+    "ae": {"minutes": 10.0, "batch": 48},
+    "decoder": {"minutes": 5.0, "batch": 64},
+    "reader": {"minutes": 2.0, "batch": 64},
+    "unet": {"minutes": 15.0, "batch": 128, "lr": 1e-3, "ema": 0.9995, "report": 500,
+             "shape": vars(layout.full_shape())},
+}
+
+
 class Run:
     """Where a run keeps its files, how it logs, and where it computes."""
 
@@ -316,16 +327,28 @@ def alphas() -> torch.Tensor:
         0).float()
 
 
-def spoken(split: str, indices: np.ndarray, rng: np.random.Generator, setting: dict) -> list[str]:
+def spoken(shown: list[world.Attributes], rng: np.random.Generator, setting: dict) -> list[str]:
     """Captions of pictures in random wordings; some empty, some without the place."""
-    texts = []
-    for i in indices:
-        if rng.random() < setting["empty_captions"]:
-            texts.append("")
-        else:
-            texts.append(caption(example(split, int(i))[1], rng,
-                                 place=rng.random() >= setting["place_left_out"]))
-    return texts
+    return [
+        "" if rng.random() < setting["empty_captions"]
+        else caption(what, rng, place=rng.random() >= setting["place_left_out"])
+        for what in shown
+    ]
+
+
+class Texts:
+    """Text states on the device; each of the few thousand wordings is computed once."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start empty."""
+        self.states, self.device, self.known = TextStates(), device, {}
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        """[B, 77, dimensions]."""
+        for text in texts:
+            if text not in self.known:
+                self.known[text] = torch.from_numpy(self.states([text])[0]).to(self.device)
+        return torch.stack([self.known[text] for text in texts])
 
 
 def noise_loss(model: UNet, z: torch.Tensor, text: torch.Tensor, signal: torch.Tensor,
@@ -362,15 +385,13 @@ def train_unet(run: Run) -> None:
         clock.load(state["clock"])
         progress = clock.progress()
     data, tuning, signal = latents(run, "train"), latents(run, "tuning"), alphas().to(run.device)
-    data, tuning, states = data.to(run.device), tuning[:128].to(run.device), TextStates()
+    data, tuning, read = data.to(run.device), tuning[:128].to(run.device), Texts(run.device)
+    shown = [example("train", i)[1] for i in range(len(data))]
     recent: list[float] = []
-
-    def read(texts: list[str]) -> torch.Tensor:
-        return torch.from_numpy(states(texts)).to(run.device)
 
     def tuning_loss() -> tuple[float, float]:
         rng = np.random.default_rng(SEED)
-        texts = spoken("tuning", np.arange(len(tuning)), rng, setting)
+        texts = spoken([example("tuning", i)[1] for i in range(len(tuning))], rng, setting)
         own = {n: p.detach().clone() for n, p in model.named_parameters()}
         model.load_state_dict(average)
         generator, sums = torch.Generator().manual_seed(SEED), []
@@ -387,8 +408,8 @@ def train_unet(run: Run) -> None:
         generator = torch.Generator().manual_seed(SEED + clock.step)
         rows = rng.integers(len(data), size=setting["batch"])
         with run.autocast():
-            loss, _ = noise_loss(model, data[rows], read(spoken("train", rows, rng, setting)),
-                                 signal, generator)
+            texts = spoken([shown[i] for i in rows], rng, setting)
+            loss, _ = noise_loss(model, data[rows], read(texts), signal, generator)
         tools.step(loss, decay(progress, clock.step, 50))
         keep = min(setting["ema"], (1 + clock.step) / (10 + clock.step))
         torch._foreach_lerp_(list(average.values()),
@@ -501,6 +522,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=STAGES, default=list(STAGES))
     arguments = parser.parse_args()
     config = json.loads(json.dumps(CONFIG))
+    if arguments.device == "cuda":
+        for name, value in CUDA_CONFIG.items():
+            config[name] = {**config[name], **value} if isinstance(value, dict) else value
     if arguments.minutes:
         config["unet"]["minutes"] = arguments.minutes
     config["unet"]["steps"] = arguments.steps

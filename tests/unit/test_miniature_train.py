@@ -82,7 +82,8 @@ def test_warm_start_takes_over_what_the_checkpoint_knows(finished, tmp_path, wid
 
 def test_spoken_captions_leave_out_and_drop(finished):
     setting = {"empty_captions": 0.5, "place_left_out": 1.0}
-    texts = train.spoken("train", np.arange(200), np.random.default_rng(0), setting)
+    shown = [train.example("train", i)[1] for i in range(200)]
+    texts = train.spoken(shown, np.random.default_rng(0), setting)
     assert 70 < texts.count("") < 130
     places = {"grass", "meadow", "beach", "sand", "snow", "night", "dark"}
     assert not any(places & set(text.split()) for text in texts)
