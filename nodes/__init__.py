@@ -7,8 +7,10 @@ from .eta_sweep import ImagicEtaSweep
 from .finetune_model import ImagicFinetuneModel
 from .finetune_strength import ImagicFinetuneStrength
 from .interpolate_conditioning import ImagicInterpolateConditioning
+from .load_edit import ImagicLoadEdit
 from .optimize_embedding import ImagicOptimizeEmbedding
 from .project_conditioning import ImagicProjectConditioning
+from .save_edit import ImagicSaveEdit
 
 NODES: list[type[io.ComfyNode]] = [
     ImagicOptimizeEmbedding,
@@ -18,6 +20,8 @@ NODES: list[type[io.ComfyNode]] = [
     ImagicFinetuneStrength,
     ImagicEtaSweep,
     ImagicContactSheet,
+    ImagicSaveEdit,
+    ImagicLoadEdit,
 ]
 
 

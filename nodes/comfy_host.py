@@ -271,7 +271,10 @@ def training(
     if compute_dtype is not None:
         patcher.set_model_compute_dtype(compute_dtype)
     with ExitStack() as undo:
-        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+        # Asking for more than there is makes room: the text encoder and the VAE are unloaded.
+        comfy.model_management.load_models_gpu(
+            [patcher], memory_required=1e20, force_full_load=True
+        )
         undo.callback(patcher.cleanup)
         patcher.pre_run()
         undo.enter_context(torch.inference_mode(False))
@@ -288,6 +291,21 @@ def training(
         x0 = x0.to(patcher.load_device)
         dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
         yield HostDenoiser(patcher, x0, text.options, dtype), x0
+
+
+def check_trainable(node: str, model: Any) -> None:
+    """Refuse a model whose weights cannot pass a gradient on.
+
+    Raises:
+        ValueError: they are quantised.
+    """
+    for name, weight in model.model.diffusion_model.named_parameters():
+        if type(weight.data) is not Tensor or not weight.is_floating_point():
+            raise ValueError(
+                f"{node}: 'model' is quantised ({name} is a {type(weight.data).__name__} of "
+                f"{weight.dtype}), which no gradient passes; load the model in float32, float16, "
+                "bfloat16 or plain float8 instead."
+            )
 
 
 def _trainable_clone(model: Any) -> Any:
@@ -336,8 +354,6 @@ def _frozen_weights(model: torch.nn.Module) -> Iterator[None]:
 
 def _ordinary(tensor: Tensor) -> Tensor:
     data = tensor.detach()
-    if type(data) is not Tensor:  # quantised: the host reads it through its own classes
-        return tensor
     alias = torch.empty(0, dtype=data.dtype, device=data.device)
     alias.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
     if isinstance(tensor, torch.nn.Parameter):

@@ -98,6 +98,7 @@ class ImagicFinetuneModel(io.ComfyNode):
         """Fine-tune a copy of ``model`` on ``image`` under ``optimized``."""
         if recipe == "paper":
             method = "full"
+        comfy_host.check_trainable(NAME, model)
         text = comfy_host.read_text(NAME, "optimized", optimized)
         photographs, mask = comfy_host.read_image(NAME, model, image)
 

@@ -65,6 +65,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         save_memory: str = "auto",
     ) -> io.NodeOutput:
         """Optimise the embedding of ``target`` towards ``image``."""
+        comfy_host.check_trainable(NAME, model)
         text = comfy_host.read_text(NAME, "target", target)
         photographs, mask = comfy_host.read_image(NAME, model, image)
 

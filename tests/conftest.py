@@ -61,16 +61,37 @@ def comfy(comfyui_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mod
     return importlib.import_module("comfy")
 
 
+def host_state() -> dict[str, object]:
+    """Every name in every module of ComfyUI's that is loaded, and what it stands for."""
+    own = ("comfy", "nodes", "execution", "server", "folder_paths", "latent_preview", "app")
+    return {
+        f"{module.__name__}.{name}": value
+        for module in list(sys.modules.values())
+        if getattr(module, "__name__", "").split(".")[0].split("_")[0] in own
+        for name, value in vars(module).items()
+    }
+
+
 @pytest.fixture(scope="session")
-def pack(comfy: ModuleType) -> ModuleType:
+def changed_by_loading() -> list[str]:
+    """Names in ComfyUI that stand for something else since the pack was loaded; see ``pack``."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def pack(comfy: ModuleType, changed_by_loading: list[str]) -> ModuleType:
     """The pack as ComfyUI's loader made it, with ``pack.nodes`` and ``pack.imagic_core``."""
     nodes = importlib.import_module("nodes")
+    importlib.import_module("latent_preview")
+    before = host_state()
     folder_paths = importlib.import_module("folder_paths")
     path = os.path.join(folder_paths.get_folder_paths("custom_nodes")[0], PACK)
     assert asyncio.run(nodes.load_custom_node(path, module_parent="custom_nodes"))
     module = sys.modules[path.replace(".", "_x_")]
     for name in ("nodes", "imagic_core"):
         importlib.import_module(f"{module.__name__}.{name}")
+    after = host_state()
+    changed_by_loading += [name for name in before if after.get(name) is not before[name]]
     return module
 
 

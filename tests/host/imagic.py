@@ -40,8 +40,13 @@ class Pack:
             fixed = core.draw(denoiser.sigmas, x0, draws, torch.Generator().manual_seed(1234))
             return core.mean_loss(denoiser, x0, text.embedding, fixed, mask)
 
-    def sampled_loss(self, model: Any, conditioning: Any, latent: Any, draws: int = 16) -> float:
-        """The same, asked of the host's own sampling instead of the pack's denoiser."""
+    def sampled_loss(
+        self, model: Any, conditioning: Any, latent: Any, draws: int = 16, predicts: str = "flow"
+    ) -> float:
+        """The same, asked of the host's own sampling instead of the pack's denoiser.
+
+        ``predicts`` is what the model's network puts out: `noise`, `flow` or `v`.
+        """
         import comfy.samplers
 
         core = self.module.imagic_core.objective
@@ -57,7 +62,8 @@ class Pack:
                         one.sigma.view(1, 1, 1, 1), one.noise, latent_image, False
                     )
                     x0 = wrap(noisy, one.sigma, **extra_args)
-                    scale = -one.sigma  # noise and flow predictions
+                    # How far x0 moves with the network's output, as the literature has it.
+                    scale = one.sigma / (one.sigma**2 + 1) ** 0.5 if predicts == "v" else one.sigma
                     losses.append((((x0 - latent_image) / scale) ** 2).mean().item())
                 return latent_image
 
@@ -66,7 +72,9 @@ class Pack:
             guider.set_conds(conditioning, conditioning)
             guider.set_cfg(1.0)
             samples = latent["samples"]
-            guider.sample(torch.zeros_like(samples), samples, Probe(), torch.tensor([1.0, 0.0]))
+            guider.sample(
+                torch.zeros_like(samples), samples, Probe(), torch.tensor([1.0, 0.0]), seed=0
+            )
         return sum(losses) / len(losses)
 
 

@@ -79,6 +79,15 @@ def test_stage_b_then_c_then_the_hosts_sampler(loaded, stage_a, method):
     assert all(torch.equal(before[k], now[k]) for k in before)
 
 
+def test_the_loss_is_that_of_the_hosts_own_sampling(loaded, stage_a):
+    family, model = loaded
+    nodes, target, image, _ = stage_a
+    # The noise that upscalers add to their low-resolution picture is another in each pass.
+    target = [[target[0][0], {**target[0][1], "noise_augmentation": 0.0}]]
+    expected = nodes.sampled_loss(model, target, image, 4, PREDICTS[family.prediction])
+    assert nodes.loss(model, target, image, 4) == pytest.approx(expected, rel=1e-3)
+
+
 def test_recomputing_blocks_gives_the_same_gradient(loaded, stage_a):
     """Blocks that change their inputs in place give wrong gradients when recomputed."""
     _, model = loaded

@@ -65,6 +65,25 @@ def test_every_method_in_every_number_format(pack, flow_model, method):
     assert handed_over == pytest.approx(ended, rel=2e-5)
 
 
+@pytest.mark.parametrize("flow_model", ["float32"], indirect=True)
+@pytest.mark.parametrize("training_dtype", ["bfloat16", "float16", "float32"])
+def test_training_can_compute_in_another_number_format(pack, flow_model, training_dtype):
+    family, nodes = families.FAMILIES["sd3"], imagic.Pack(pack)
+    text, latent = families.conditioning(family, seed=1), families.latent(family, seed=2)
+    before = imagic.weights(flow_model)
+    exact, losses = nodes.optimize(flow_model, text, latent, 3, 1e-2, 0)
+    found, others = nodes.optimize(
+        flow_model, text, latent, 3, 1e-2, 0, training_dtype=training_dtype
+    )
+    assert others["loss"] == pytest.approx(losses["loss"], rel=0.02)
+    assert (others["loss"] == losses["loss"]) is (training_dtype == "float32")
+    moved, expected = found[0][0] - text[0][0], exact[0][0] - text[0][0]
+    assert torch.nn.functional.cosine_similarity(moved.flatten(), expected.flatten(), 0) > 0.8
+    now = imagic.weights(flow_model)
+    assert all(torch.equal(before[k], now[k]) for k in before)
+    assert flow_model.model.manual_cast_dtype is None
+
+
 def test_small_steps_on_bfloat16_weights_are_not_rounded_away(pack, comfy, tiny_checkpoint):
     model = imagic.load(tiny_checkpoint, dtype=torch.bfloat16)
     before, ended, handed_over = losses(

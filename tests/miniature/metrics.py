@@ -4,13 +4,16 @@ import numpy as np
 from miniature.reader import NO_DOG, Reading
 from miniature.world import Attributes, Identity
 
-# When is an identity kept? Fixed before any edit was measured.
-HUE_TOLERANCE = 0.05
+# When is an identity kept? Fixed before any edit was measured, and so that what the autoencoder
+# alone does to the true result nearly always passes.
+HUE_TOLERANCE = 0.06
 X_TOLERANCE = 6.0
 SCALE_TOLERANCE = 0.09
 FEATURES_KEPT = 2
 # Mean absolute error, of 255, outside the region that an edit truly changes.
-OUTSIDE_TOLERANCE = 12.0
+OUTSIDE_TOLERANCE = 18.0
+# Below this share of the picture, the region is too small to say anything.
+OUTSIDE_AT_LEAST = 0.05
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -36,10 +39,10 @@ def ssim(a: np.ndarray, b: np.ndarray, window: int = 7) -> float:
 def outside_error(result: np.ndarray, source: np.ndarray, truth: np.ndarray) -> float:
     """Mean absolute error to the source where source and truth agree to the bit.
 
-    An edit that changes everything leaves nothing outside: the error is 0 then.
+    An edit that changes nearly everything leaves only specks outside: the error is 0 then.
     """
     same = (source == truth).all(-1)
-    if not same.any():
+    if same.mean() < OUTSIDE_AT_LEAST:
         return 0.0
     return float(np.abs(result.astype(np.float64) - source)[same].mean())
 

@@ -51,6 +51,12 @@ def test_outside_error_looks_only_where_source_and_truth_agree():
     assert metrics.outside_error(source, result, truth) != pytest.approx(error)
 
 
+def test_an_edit_of_everything_has_no_outside():
+    other = world.render(WHO, Attributes("standing", "night", "none"))
+    source = world.render(WHO, SOURCE)
+    assert metrics.outside_error(255 - source, source, other) == 0
+
+
 def test_hue_distance_goes_round_the_circle():
     assert metrics.hue_distance(0.98, 0.02) == pytest.approx(0.04)
     assert metrics.hue_distance(0.25, 0.75) == pytest.approx(0.5)
@@ -73,7 +79,7 @@ def test_reached_asks_for_the_edited_attribute_only():
         {"accessory": "hat"},
         {"pose": NO_DOG},
         {"facing": -WHO.facing},
-        {"hue": (WHO.hue + 0.06) % 1},
+        {"hue": (WHO.hue + 0.07) % 1},
         {"x": WHO.x + 7},
         {"scale": WHO.scale + 0.1},
         {"ears": "none", "tail": "none"},
