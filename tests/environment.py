@@ -4,7 +4,7 @@ The first that is there is taken:
 
 1. the ComfyUI in whose ``custom_nodes`` this repository lies,
 2. the one that ``COMFYUI_PATH`` names,
-3. one of our own in ``.host/``, made on the first start (about 3 GB to download).
+3. one of our own in ``.host/``, made on the first start (3.4 GB to download).
 
 Whatever is made is made in ``.host/``; a ComfyUI of the user's and its Python are only read.
 """
