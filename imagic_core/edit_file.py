@@ -1,0 +1,297 @@
+"""One edit in one file: both embeddings, what the model learned, and where they come from.
+
+The file is safetensors: no code is ever run by reading it. Its tensors are
+
+=====================  ====================================================================
+``optimized.tokens``   e_opt [1, T, W], float; ``optimized.pooled`` [1, P] where there is one
+``target.tokens``      e_tgt, of the same shapes
+``*.option.N``         tensors among the other entries of a conditioning, such as a mask
+``weights.KEY``        the LoRA or the weight differences, in the host's own key names
+=====================  ====================================================================
+
+and its metadata ``format``, ``version`` and ``edit``, the rest as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .objective import Embedding
+
+FORMAT, VERSION = "imagic-edit", "1"
+MAX_HEADER = 16 * 2**20
+"""Bytes; the largest that was seen, with differences for all weights of SDXL, is far smaller."""
+
+MAX_DEPTH = 8
+"""Levels of lists in an entry of a conditioning."""
+
+FLOATS = ("F32", "F16", "BF16")
+OPTIONS = (*FLOATS, "F64", "I64", "I32", "U8", "BOOL")
+HALF_ERROR = 1e-3
+"""Relative error by which a matrix may change in float16; ordinary numbers change by 3e-4."""
+
+
+class EditFileError(ValueError):
+    """The file is not a whole and sound edit; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """An embedding, and the other entries of the conditioning that it came in."""
+
+    embedding: Embedding
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What one run of stages A and B learned.
+
+    Attributes:
+        target: e_tgt.
+        optimized: e_opt, of the same shapes.
+        weights: LoRA or weight differences, key -> tensor.
+        about: names, numbers and text in JSON's types, for people to read.
+    """
+
+    target: Sentence
+    optimized: Sentence
+    weights: Mapping[str, Tensor]
+    about: Mapping[str, Any]
+
+
+# ---- writing --------------------------------------------------------------------------------
+
+
+def rounded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in the number format that the file keeps them in.
+
+    The matrices of a LoRA become float16 unless that would change them by more than
+    ``HALF_ERROR``. Weight differences stay in float32: they are far smaller than float16 resolves.
+    """
+    return {key: _halved(key, tensor.detach().cpu()) for key, tensor in weights.items()}
+
+
+def _halved(key: str, tensor: Tensor) -> Tensor:
+    if not key.endswith((".lora_up.weight", ".lora_down.weight")):
+        return tensor.float()
+    exact, half = tensor.float(), tensor.half()
+    error = (half.float() - exact).norm()
+    return half if error <= HALF_ERROR * exact.norm() else exact
+
+
+def write(path: Path, edit: Edit) -> None:
+    """Write the edit; either all of it is there in the end, or ``path`` is as it was.
+
+    Args:
+        path: where to.
+        edit: its weights are written as they are, see ``rounded``.
+
+    Raises:
+        EditFileError: a conditioning has an entry that a file cannot hold.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    options = {}
+    for name, sentence in (("target", edit.target), ("optimized", edit.optimized)):
+        tensors[f"{name}.tokens"] = sentence.embedding.tokens
+        if sentence.embedding.pooled is not None:
+            tensors[f"{name}.pooled"] = sentence.embedding.pooled
+        options[name] = {k: _packed(name, k, v, tensors) for k, v in sentence.options.items()}
+    tensors.update((f"weights.{key}", tensor) for key, tensor in edit.weights.items())
+    # Clones: safetensors refuses tensors that share their memory.
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "edit": json.dumps({"options": options, "about": edit.about}),
+    }
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            save_file(tensors, part, metadata)
+        except SafetensorError as error:  # it reports a full disk in its own way
+            raise OSError(f"{path} could not be written: {error}") from error
+        os.replace(part, path)
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+
+
+def _packed(name: str, key: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        place = f"{name}.option.{len(tensors)}"
+        tensors[place] = value
+        return {"tensor": place}
+    if isinstance(value, list | tuple):
+        return [_packed(name, key, v, tensors) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise EditFileError(f"entry {key!r} of {name!r} is {type(value).__name__}, which no file keeps")
+
+
+# ---- reading --------------------------------------------------------------------------------
+
+
+def read(path: Path) -> Edit:
+    """Read an edit; nothing of the file is used before all of it was checked.
+
+    Raises:
+        EditFileError: it is damaged, of another kind, or at odds with itself.
+        OSError: it cannot be opened.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise EditFileError("is a safetensors file, but not an edit")
+        if metadata.get("version") != VERSION:
+            raise EditFileError(
+                f"is of version {metadata.get('version')!r:.40}, this pack reads {VERSION!r}"
+            )
+        options, about = _described(metadata.get("edit", ""))
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        kinds = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        _check(kinds, options)
+        # Clones: the tensors would be windows into a file that may change.
+        tensors = {name: file.get_tensor(name).clone() for name in kinds}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise EditFileError(f"has NaN or infinity in {name!r:.80}")
+
+    def sentence(name: str) -> Sentence:
+        embedding = Embedding(tensors[f"{name}.tokens"], tensors.get(f"{name}.pooled"))
+        return Sentence(embedding, _unpacked(options[name], tensors))
+
+    prefix = "weights."
+    weights = {k[len(prefix) :]: t.float() for k, t in tensors.items() if k.startswith(prefix)}
+    return Edit(sentence("target"), sentence("optimized"), weights, about)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    size = path.stat().st_size
+    with path.open("rb") as raw:
+        header = int.from_bytes(raw.read(8), "little")
+    if size < 8 or header > min(MAX_HEADER, size - 8):
+        raise EditFileError(
+            f"has {size} bytes and claims a header of {header}: it is truncated, or not a "
+            "safetensors file"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise EditFileError(f"is truncated or damaged: {str(error):.200}") from error
+
+
+def _described(text: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    try:
+        described = json.loads(text)
+        options, about = described["options"], described["about"]
+        options = {name: dict(options[name]) for name in ("target", "optimized")}
+        return options, dict(about)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise EditFileError(f"has a damaged description ({type(error).__name__})") from error
+
+
+def _check(kinds: dict[str, tuple[str, tuple[int, ...]]], options: dict[str, Any]) -> None:
+    """Every tensor is one that an edit has, in a number format and shape that it can have."""
+    shapes = {name: shape for name, (_, shape) in kinds.items()}
+    wanted = set(_references(options))
+    for name, (dtype, shape) in kinds.items():
+        part, _, rest = name.partition(".")
+        known = (
+            (part in ("target", "optimized") and rest in ("tokens", "pooled"))
+            or (part == "weights" and rest)
+            or name in wanted
+        )
+        if not known:
+            raise EditFileError(f"has a tensor that no edit has, {name!r:.80}")
+        if dtype not in (OPTIONS if name in wanted else FLOATS):
+            raise EditFileError(f"has {name!r:.80} in the number format {dtype}")
+        if not prod(shape):
+            raise EditFileError(f"has {name!r:.80} of the empty shape {shape}")
+    if any("pooled_output" in entries for entries in options.values()):
+        raise EditFileError("has a second pooled vector among its options")
+    missing = ({"target.tokens", "optimized.tokens"} | wanted) - set(kinds)
+    if missing:
+        raise EditFileError(f"lacks {min(missing)!r:.80}")
+    if not any(name.startswith("weights.") for name in kinds):
+        raise EditFileError("lacks the weights that were learned")
+    for part, axes in (("tokens", 3), ("pooled", 2)):
+        target, optimized = (shapes.get(f"{n}.{part}") for n in ("target", "optimized"))
+        if target != optimized:
+            raise EditFileError(f"has {part} of shape {target} in target, {optimized} in optimized")
+        if target is not None and (len(target) != axes or target[0] != 1):
+            raise EditFileError(f"has {part} of shape {target}")
+
+
+def _references(value: Any, depth: int = 0) -> Iterator[str]:
+    if depth > MAX_DEPTH:
+        raise EditFileError(f"has a description more than {MAX_DEPTH} levels deep")
+    if isinstance(value, dict):
+        if set(value) == {"tensor"}:
+            yield str(value["tensor"])
+            return
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from _references(one, depth + 1)
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"tensor"}:
+            return tensors[str(value["tensor"])]
+        return {key: _unpacked(v, tensors) for key, v in value.items()}
+    return [_unpacked(v, tensors) for v in value] if isinstance(value, list) else value
+
+
+def check_weights(weights: Mapping[str, Tensor], model: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare what was learned with the weights of a model.
+
+    Args:
+        weights: LoRA or weight differences.
+        model: state dict key -> shape.
+
+    Raises:
+        EditFileError: a weight has no place in the model, or not its shape.
+    """
+    for key, tensor in weights.items():
+        layer, _, part = key.rpartition(".")
+        found = tuple(tensor.shape)
+        if part in ("diff", "diff_b"):
+            shape = model.get(f"{layer}.{'weight' if part == 'diff' else 'bias'}")
+            fits = found == shape
+        elif key.endswith((".lora_up.weight", ".lora_down.weight")):
+            layer = layer.rpartition(".")[0]
+            shape = model.get(f"{layer}.weight")
+            up, down = (weights.get(f"{layer}.lora_{d}.weight") for d in ("up", "down"))
+            fits = (
+                shape is not None
+                and up is not None
+                and down is not None
+                and up.ndim == down.ndim == 2
+                and up.shape[1] == down.shape[0]
+                and (up.shape[0], down.shape[1]) == (shape[0], prod(shape[1:]))
+            )
+        else:
+            shape = model.get(f"{layer}.weight")
+            fits = part == "alpha" and tensor.numel() == 1 and f"{layer}.lora_up.weight" in weights
+        if not fits:
+            raise EditFileError(
+                f"has {key!r:.120} of shape {found}, the model has there "
+                f"{'nothing' if shape is None else shape}"
+            )

@@ -1,0 +1,185 @@
+"""Using again what was learned and saved."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..imagic_core import edit_file
+from ..imagic_core.edit_file import Edit, EditFileError, Sentence
+from . import comfy_host, run
+from .save_edit import base_hash, weight_shapes
+
+NAME = "Imagic Load Edit"
+FOLDER = "imagic"
+
+
+def edit_files() -> dict[str, Path]:
+    """Name in the list -> file: ``imagic`` in the output folder, and in the models folders."""
+    output = Path(folder_paths.get_output_directory())
+    found = {
+        f"{file.relative_to(output).as_posix()} [output]": file for file in _in(output / FOLDER)
+    }
+    # A user may name more folders in extra_model_paths.yaml.
+    extra, _ = folder_paths.folder_names_and_paths.get(FOLDER, ([], None))
+    for folder in dict.fromkeys(map(Path, [*extra, Path(folder_paths.models_dir, FOLDER)])):
+        for file in _in(folder):
+            found.setdefault(file.relative_to(folder).as_posix(), file)
+    return found
+
+
+def _in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*.safetensors") if p.is_file() and p.name[0] != ".")
+
+
+def describe(edit: Edit) -> str:
+    """What the file tells about itself, for people."""
+    about = dict(edit.about)
+    losses = about.pop("losses", None)
+    lines = [f"{key}: {str(value):.300}" for key, value in about.items()]
+    for stage, curve in losses.items() if isinstance(losses, dict) else ():
+        if isinstance(curve, list) and curve and all(isinstance(x, float) for x in curve):
+            lines.append(f"loss of {stage}: {curve[0]:.4f} to {curve[-1]:.4f}, {len(curve)} steps")
+    return "\n".join(lines)
+
+
+class ImagicLoadEdit(io.ComfyNode):
+    """Reads an edit file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="ImagicLoadEdit",
+            display_name=NAME,
+            category=run.TOOLS,
+            description="Gives back what Imagic Save Edit saved, without training. Wire another "
+            "sentence to edit the same photograph anew.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the edit was learned on."),
+                io.Combo.Input(
+                    "edit",
+                    options=list(edit_files()),
+                    tooltip="Files of the folder imagic in ComfyUI's output and models folders.",
+                ),
+                io.Conditioning.Input(
+                    "target",
+                    optional=True,
+                    tooltip="Another sentence for the same photograph. Without it, the one that "
+                    "was saved.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The fine-tuned model."),
+                io.Conditioning.Output(
+                    display_name="optimized", tooltip="The embedding that draws the photograph."
+                ),
+                io.Conditioning.Output(
+                    display_name="target", tooltip="The sentence that is wired, or was saved."
+                ),
+                io.LoraModel.Output(
+                    display_name="lora", tooltip="What was learned, for Imagic Fine-tune Strength."
+                ),
+                io.String.Output(
+                    display_name="info",
+                    tooltip="Where the edit comes from, and a warning if the model is another.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, edit: str, **_: Any) -> tuple[int, int] | None:
+        """Read again when the file is another one under the same name."""
+        file = edit_files().get(edit)
+        return (file.stat().st_mtime_ns, file.stat().st_size) if file else None
+
+    @classmethod
+    def execute(cls, model: Any, edit: str, target: Any = None) -> io.NodeOutput:
+        """Read and check the file, then apply it."""
+        file = edit_files().get(edit)
+        if file is None:
+            raise ValueError(
+                f"{NAME}: 'edit' names {edit!r:.200}, which is not among the edit files; put it "
+                f"into the folder {FOLDER} of ComfyUI's output or models folder, press R in the "
+                "editor and choose it."
+            )
+        try:
+            with torch.inference_mode(False):
+                read = edit_file.read(file)
+        except (EditFileError, OSError) as error:
+            raise ValueError(
+                f"{NAME}: 'edit' {edit!r} {error}. Choose a file that Imagic Save Edit wrote, or "
+                "save it again."
+            ) from error
+        try:
+            edit_file.check_weights(read.weights, weight_shapes(model))
+            check_width(read, model)
+        except EditFileError as error:
+            raise ValueError(
+                f"{NAME}: 'edit' {edit!r} does not fit 'model': it {error}. It was learned on "
+                f"{base_name(read)}; connect that model."
+            ) from error
+        saved = _conditioning(read.target)
+        if target is not None:
+            check_target(read, target)
+        info = describe(read)
+        if read.about.get("base_hash") != base_hash(model):
+            warning = (
+                f"'model' is not the one that {edit} was learned on, {base_name(read)}: the "
+                "photograph may not come back."
+            )
+            logging.getLogger("comfyui-imagic").warning("%s: %s", NAME, warning)
+            info = f"Warning: {warning}\n{info}"
+        weights = dict(read.weights)
+        return io.NodeOutput(
+            comfy_host.apply_lora(model, weights),
+            _conditioning(read.optimized),
+            saved if target is None else target,
+            weights,
+            info,
+        )
+
+
+def base_name(edit: Edit) -> str:
+    """What the model is called that the edit was learned on."""
+    names = [edit.about.get(key) for key in ("base_name", "base")]
+    return " of type ".join(f"{name!s:.200}" for name in names if name) or "an unknown model"
+
+
+def check_width(edit: Edit, model: Any) -> None:
+    """Compare the width of the embeddings with what a U-Net takes; others do not tell it.
+
+    Raises:
+        EditFileError: they differ.
+    """
+    takes = model.model.model_config.unet_config.get("context_dim")
+    width = edit.optimized.embedding.tokens.shape[-1]
+    if isinstance(takes, int) and width != takes:
+        raise EditFileError(f"has embeddings of width {width}, the model takes {takes}")
+
+
+def check_target(edit: Edit, target: Any) -> None:
+    """Refuse a sentence whose embedding has another shape than the edit's.
+
+    Raises:
+        ValueError: it has.
+    """
+    text = comfy_host.read_text(NAME, "target", target)
+    wired, saved = (
+        [tuple(t.shape) for t in e.tensors()] for e in (text.embedding, edit.optimized.embedding)
+    )
+    if wired != saved:
+        raise ValueError(
+            f"{NAME}: 'target' has the shape {wired}, but the edit has {saved}; connect a CLIP "
+            "Text Encode whose CLIP belongs to this model, with a sentence of similar length."
+        )
+
+
+def _conditioning(sentence: Sentence) -> list[list[Any]]:
+    text = comfy_host.Text(sentence.embedding, dict(sentence.options))
+    return text.with_embedding(sentence.embedding)

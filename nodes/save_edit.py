@@ -1,0 +1,260 @@
+"""Keeping what minutes of training learned."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy.cli_args import args
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..imagic_core import edit_file
+from ..imagic_core.edit_file import Edit, EditFileError, Sentence
+from . import comfy_host, run
+
+NAME = "Imagic Save Edit"
+SAMPLED_WEIGHTS, SAMPLED_NUMBERS = 8, 4096
+
+
+# ---- what a file tells about itself ---------------------------------------------------------
+
+
+def pack_version() -> str:
+    """The version that ``pyproject.toml`` states."""
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^version = "(.+)"', text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def base_hash(model: Any) -> str:
+    """A quick hash that tells models apart: a few of the weights, and the patches on top.
+
+    The same weights in float32, float16 and bfloat16 have the same hash.
+    """
+    digest = hashlib.sha256(type(model.model.model_config).__name__.encode())
+    keys = sorted(k for k, shape in weight_shapes(model).items() if len(shape) >= 2)
+    for key in keys[:: max(1, len(keys) // SAMPLED_WEIGHTS)]:
+        # Asks the host, which knows the weight as it was before a patch was written over it.
+        weight = model.get_key_patches(key)[key][0][0]
+        digest.update(key.encode() + _sample(weight))
+    for key in sorted(model.patches):
+        for patch in model.patches[key]:
+            digest.update(f"{key} {patch[0]}".encode())
+            for tensor in patch_tensors(patch[1]):
+                digest.update(_sample(tensor.flatten()[:64]))
+    return digest.hexdigest()
+
+
+def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """State dict key -> shape, of the diffusion model."""
+    parameters = model.model.diffusion_model.named_parameters()
+    return {f"diffusion_model.{key}": tuple(parameter.shape) for key, parameter in parameters}
+
+
+def patch_tensors(patch: Any) -> Iterator[Tensor]:
+    """The tensors of one of the host's weight patches."""
+    if isinstance(patch, Tensor):
+        yield patch
+    elif isinstance(patch, list | tuple):
+        for one in patch:
+            yield from patch_tensors(one)
+    elif hasattr(patch, "weights"):
+        yield from patch_tensors(patch.weights)
+
+
+def _sample(tensor: Tensor) -> bytes:
+    numbers = tensor.detach().to("cpu", torch.bfloat16).flatten()[:SAMPLED_NUMBERS]
+    return numbers.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def learned_from(prompt: Mapping[str, Any] | None, node: str | None) -> dict[str, Any]:
+    """What the graph says about an edit: settings of the trainings, sentence, checkpoint.
+
+    Args:
+        prompt: the graph in the API's format, or None where the host gives none.
+        node: the id in it of the node that saves.
+
+    Returns:
+        Node type -> its settings, ``sentence`` and ``base_name``, as far as they can be found.
+    """
+    if not prompt or node not in prompt:
+        return {}
+    inputs = prompt[node]["inputs"]
+    found: dict[str, Any] = {}
+    for name in ("optimized", "lora"):
+        trainer = _upstream(prompt, inputs.get(name))
+        if trainer.get("class_type", "").startswith("Imagic"):
+            found[trainer["class_type"]] = _settings(trainer)
+    text = _settings(_upstream(prompt, inputs.get("target"))).get("text")
+    if isinstance(text, str):
+        found["sentence"] = text
+    link = inputs.get("model")
+    for _ in prompt:  # a graph without end is cut off at its size
+        loader = _upstream(prompt, link)
+        link = loader.get("inputs", {}).get("model")
+        if not link:
+            names = [v for k, v in _settings(loader).items() if k.endswith("_name")]
+            found.update({"base_name": names[0]} if names else {})
+            break
+    return found
+
+
+def _upstream(prompt: Mapping[str, Any], link: Any) -> Mapping[str, Any]:
+    return prompt.get(link[0], {}) if isinstance(link, list) and link else {}
+
+
+def _settings(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in node.get("inputs", {}).items()
+        if isinstance(value, bool | int | float | str)
+    }
+
+
+# ---- the node -------------------------------------------------------------------------------
+
+
+class ImagicSaveEdit(io.ComfyNode):
+    """Writes an edit file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="ImagicSaveEdit",
+            display_name=NAME,
+            category=run.TOOLS,
+            description="Saves the embeddings and what the model learned to one file, for Imagic "
+            "Load Edit. Its outputs are exactly what that node will give back.",
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model as loaded, as wired to Imagic Fine-tune Model. It is not "
+                    "saved; a hash of it is.",
+                ),
+                io.Conditioning.Input("optimized", tooltip="From Imagic Optimize Embedding."),
+                io.Conditioning.Input(
+                    "target", tooltip="Your sentence, as wired to Imagic Optimize Embedding."
+                ),
+                io.LoraModel.Input("lora", tooltip="From Imagic Fine-tune Model."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="imagic/edit",
+                    tooltip="Place and beginning of the name in ComfyUI's output folder. Imagic "
+                    "Load Edit lists what is in its folder imagic.",
+                ),
+                io.Latent.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The photograph, as wired to the trainings. A hash of it is saved.",
+                ),
+                io.LossMap.Input(
+                    "optimized_loss", optional=True, tooltip="From Imagic Optimize Embedding."
+                ),
+                io.LossMap.Input(
+                    "model_loss", optional=True, tooltip="From Imagic Fine-tune Model."
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The fine-tuned model, as saved."),
+                io.Conditioning.Output(display_name="optimized", tooltip="As saved."),
+                io.Conditioning.Output(display_name="target", tooltip="As saved."),
+                io.String.Output(
+                    display_name="file", tooltip="The new file, as Imagic Load Edit lists it."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        optimized: Any,
+        target: Any,
+        lora: dict[str, Tensor],
+        filename_prefix: str = "imagic/edit",
+        image: dict[str, Any] | None = None,
+        optimized_loss: dict[str, list[float]] | None = None,
+        model_loss: dict[str, list[float]] | None = None,
+    ) -> io.NodeOutput:
+        """Write the file, and hand on what was written."""
+        refuse_tuned(model, lora)
+        comfy_host.check_lora(NAME, "lora", model, lora)
+        hidden = cls.hidden
+        graph = learned_from(hidden.prompt, hidden.unique_id) if hidden else {}
+        about = {
+            **({} if args.disable_metadata else graph),
+            "pack": pack_version(),
+            "base": type(model.model.model_config).__name__,
+            "base_hash": base_hash(model),
+            "image_hash": image_hash(image),
+            "losses": {
+                "optimized": (optimized_loss or {}).get("loss", []),
+                "model": (model_loss or {}).get("loss", []),
+            },
+        }
+        with torch.inference_mode(False):
+            edit = Edit(
+                _sentence("target", target),
+                _sentence("optimized", optimized),
+                edit_file.rounded(lora),
+                about,
+            )
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        file = f"{name}_{counter:05}_.safetensors"
+        try:
+            edit_file.check_weights(edit.weights, weight_shapes(model))
+            edit_file.write(Path(folder) / file, edit)
+        except EditFileError as error:
+            raise ValueError(
+                f"{NAME}: what is wired {error}; connect 'lora' to Imagic Fine-tune Model, and "
+                "'target' and 'optimized' to what the trainings got and gave."
+            ) from error
+        comfy_host.log("%s: wrote %s", NAME, Path(folder) / file)
+        weights = {key: tensor.float() for key, tensor in edit.weights.items()}
+        listed = f"{Path(subfolder, file).as_posix()} [output]"
+        return io.NodeOutput(
+            comfy_host.apply_lora(model, weights), optimized, target, listed, ui={"text": (listed,)}
+        )
+
+
+def refuse_tuned(model: Any, lora: Mapping[str, Tensor]) -> None:
+    """Refuse a model that has the LoRA in it already, for it would be applied twice.
+
+    Raises:
+        ValueError: it has.
+    """
+    for key, tensor in lora.items():
+        layer = key.removesuffix(".lora_up.weight")
+        place = f"{layer}.weight" if layer != key else f"{key.removesuffix('.diff')}.weight"
+        for patch in model.patches.get(place, ()):
+            if any(t is tensor or torch.equal(t, tensor) for t in patch_tensors(patch[1])):
+                raise ValueError(
+                    f"{NAME}: 'model' is the fine-tuned model; connect the model as loaded, the "
+                    "one that is wired to Imagic Fine-tune Model."
+                )
+
+
+def image_hash(latent: Mapping[str, Any] | None) -> str | None:
+    """Hash of the photograph's latent, or None."""
+    if latent is None:
+        return None
+    samples = latent["samples"].detach().float().cpu().contiguous()
+    return hashlib.sha256(
+        str(tuple(samples.shape)).encode() + samples.numpy().tobytes()
+    ).hexdigest()
+
+
+def _sentence(socket: str, conditioning: Any) -> Sentence:
+    text = comfy_host.read_text(NAME, socket, conditioning)
+    return Sentence(text.embedding, {k: v for k, v in text.options.items() if k != "pooled_output"})
