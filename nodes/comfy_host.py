@@ -340,7 +340,8 @@ def _frozen_weights(model: torch.nn.Module) -> Iterator[None]:
     originals: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for module in model.modules():
-            for table in (module._parameters, module._buffers):
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
                 for name, tensor in table.items():
                     if tensor is None:
                         continue
@@ -388,7 +389,7 @@ def _checkpointed(network: torch.nn.Module) -> Iterator[None]:
     """Recompute each block of the network in the backward pass instead of keeping it."""
     blocks = list(_blocks(network))
     for block in blocks:
-        block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+        block.forward = _recomputed(block.forward)
     try:
         yield
     finally:
