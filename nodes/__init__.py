@@ -11,6 +11,7 @@ from .load_edit import ImagicLoadEdit
 from .optimize_embedding import ImagicOptimizeEmbedding
 from .project_conditioning import ImagicProjectConditioning
 from .save_edit import ImagicSaveEdit
+from .score_edits import ImagicScoreEdits
 
 NODES: list[type[io.ComfyNode]] = [
     ImagicOptimizeEmbedding,
@@ -22,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     ImagicContactSheet,
     ImagicSaveEdit,
     ImagicLoadEdit,
+    ImagicScoreEdits,
 ]
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from client import Client, PromptFailed, PromptRejected
+from environment import REPOSITORY
+from host_process import serve
 from miniature import families
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -369,3 +377,338 @@ def test_the_graph_tells_where_an_edit_comes_from(nodes):
     assert learned_from(None, None) == {} == learned_from(prompt, "77")
     prompt["1"]["inputs"]["model"] = ["9", 0]  # a circle
     assert "base_name" not in learned_from(prompt, "5")
+
+
+def node(kind: str, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def drawing(model, optimized, target, prefix: str):
+    """A sweep of two by one KSampler, its pictures saved."""
+    return {
+        "empty": node("CLIPTextEncode", text="", clip=["load", 1]),
+        "sweep": node(
+            "ImagicEtaSweep", target=target, optimized=optimized, start=0.5, stop=1.0, count=2
+        ),
+        "sample": node(
+            "KSampler",
+            model=model,
+            positive=["sweep", 0],
+            negative=["empty", 0],
+            latent_image=["image", 0],
+            seed=3,
+            steps=2,
+            cfg=2.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=["sample", 0], vae=["load", 2]),
+        "sheet": node("ImagicContactSheet", images=["decode", 0], etas=["sweep", 1]),
+        "pictures": node("SaveImage", images=["decode", 0], filename_prefix=prefix),
+        "one": node("SaveImage", images=["sheet", 0], filename_prefix=f"{prefix}_sheet"),
+    }
+
+
+def pixels(client, result, node: str):
+    return [np.asarray(Image.open(io.BytesIO(p))) for p in client.pictures(result, node)]
+
+
+def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
+    server, client, comfyui_folder, tiny_checkpoint, tmp_path
+):
+    photograph = tmp_path / "photograph.png"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(photograph)
+
+    def common(client):
+        return {
+            "load": node("CheckpointLoaderSimple", ckpt_name=tiny_checkpoint.name),
+            "photograph": node("LoadImage", image=client.upload(photograph)),
+            "image": node("VAEEncode", pixels=["photograph", 0], vae=["load", 2]),
+        }
+
+    saving = common(client) | drawing(["save", 0], ["save", 1], ["save", 2], "saved")
+    saving["text"] = node("CLIPTextEncode", text="a sitting dog", clip=["load", 1])
+    training = {"model": ["load", 0], "image": ["image", 0], "seed": 0, "batch_size": 1}
+    saving["a"] = node("ImagicOptimizeEmbedding", target=["text", 0], **training)
+    saving["b"] = node("ImagicFinetuneModel", optimized=["a", 0], method="lora", **training)
+    saving["a"]["inputs"].update(steps=2, learning_rate=1e-2)
+    saving["b"]["inputs"].update(steps=3, learning_rate=1e-3)
+    saving["save"] = node(
+        "ImagicSaveEdit",
+        model=["load", 0],
+        optimized=["a", 0],
+        target=["text", 0],
+        lora=["b", 1],
+        filename_prefix="imagic/fresh",
+    )
+    result = client.run(saving)
+    saved = pixels(client, result, "pictures")
+    assert len(saved) == 2 and not np.array_equal(*saved)
+    assert len(pixels(client, result, "one")) == 1
+    (name,) = result.outputs["save"]["text"]
+    (file,) = (server.base / "output" / "imagic").glob("fresh*.safetensors")
+    about = edit_about(file)
+    assert about["sentence"] == "a sitting dog" and about["base_name"] == tiny_checkpoint.name
+    assert about["ImagicFinetuneModel"]["steps"] == 3
+    with (
+        serve(comfyui_folder, Path(sys.executable), REPOSITORY, [tiny_checkpoint]) as fresh,
+        Client(fresh.url) as other,
+    ):
+        folder = fresh.base / "output" / "imagic"
+        folder.mkdir(parents=True)
+        shutil.copy(file, folder)
+        loading = common(other) | drawing(["edit", 0], ["edit", 1], ["edit", 2], "loaded")
+        loading["edit"] = node("ImagicLoadEdit", model=["load", 0], edit=name)
+        loaded = pixels(other, other.run(loading), "pictures")
+        assert all(np.array_equal(a, b) for a, b in zip(saved, loaded, strict=True))
+        with pytest.raises((PromptRejected, PromptFailed), match="not in list|not among"):
+            loading["edit"]["inputs"]["edit"] = f"../output/{name}"
+            other.run(loading)
+
+
+def edit_about(file: Path) -> dict:
+    with safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()["edit"])["about"]
+
+
+# ---- scores ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def score(nodes):
+    return nodes.module.nodes.score_edits
+
+
+@pytest.fixture
+def without_lpips(score, monkeypatch):
+    """As on a machine that has no LPIPS."""
+    monkeypatch.setattr(score, "lpips_network", lambda: None)
+
+
+@pytest.fixture
+def photograph() -> torch.Tensor:
+    return torch.rand(1, 48, 64, 3, generator=torch.Generator().manual_seed(5))
+
+
+def sweep(photograph: torch.Tensor, etas: list[float]) -> list[torch.Tensor]:
+    """Pictures that go from the photograph to another one."""
+    other = torch.rand(photograph.shape, generator=torch.Generator().manual_seed(6))
+    return [photograph + eta * (other - photograph) for eta in etas]
+
+
+ETAS = [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_ssim_is_one_for_the_same_picture_and_falls_with_the_distance(score, photograph):
+    scores = [score.ssim(p, photograph).item() for p in sweep(photograph, ETAS)]
+    assert scores[0] == pytest.approx(1, abs=1e-5)
+    assert scores == sorted(scores, reverse=True) and scores[-1] < 0.2
+
+
+def test_ssim_agrees_with_its_definition_on_constants(score):
+    expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
+    assert score.ssim(flat(0.2), flat(0.6)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_ssim_of_pictures_smaller_than_its_window(score):
+    tiny = torch.rand(1, 4, 6, 3)
+    assert score.ssim(tiny, tiny).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_balance_of_both_curves_is_recommended(score):
+    faithful, aligned = [0.95, 0.93, 0.9, 0.6, 0.5], [0.2, 0.21, 0.29, 0.295, 0.3]
+    choice = score.recommend(ETAS, faithful, aligned)
+    assert (choice.best, choice.low, choice.high) == (2, 2, 2)
+    wide = score.recommend(ETAS, [0.9, 0.8, 0.75, 0.74, 0.3], [0.1, 0.2, 0.27, 0.28, 0.3])
+    assert (wide.low, wide.best, wide.high) == (2, 2, 3)
+
+
+def test_without_text_the_last_before_the_fall_is_recommended(score):
+    choice = score.recommend(ETAS, [0.95, 0.93, 0.9, 0.6, 0.5], None)
+    assert choice.best == 2 and "text was not looked at" in choice.rule
+
+
+def test_it_says_when_no_picture_fits_the_text_better(score):
+    rule = score.recommend(ETAS, [0.9, 0.8, 0.7, 0.6, 0.5], [0.3, 0.29, 0.28, 0.27, 0.26]).rule
+    assert "no picture fits the text better than the one at eta 0" in rule
+
+
+def test_scores_of_a_sweep_in_any_order(nodes, without_lpips, photograph):
+    order = [3, 0, 4, 1, 2]
+    etas = [ETAS[i] for i in order]
+    args = sweep(photograph, etas), [photograph], etas
+    curves, table, eta, best = nodes.call("ImagicScoreEdits", *args)
+    assert curves.shape == (1, 500, 800, 3) and curves.std() > 0.05
+    rows = [line.split() for line in table.splitlines()[1:6]]
+    assert [float(row[0]) for row in rows] == ETAS
+    values = [float(row[1]) for row in rows]
+    assert values == sorted(values, reverse=True) and values[0] == 1
+    assert "SSIM" in table and "choose yourself" in table
+    assert torch.equal(best, args[0][etas.index(eta)])
+    assert nodes.call("ImagicScoreEdits", *args)[2] == eta
+
+
+def test_a_photograph_of_another_size_is_compared_at_the_pictures_size(nodes, without_lpips):
+    smooth = torch.linspace(0, 1, 96).view(1, 1, 96, 1).expand(1, 72, 96, 3)
+    small = torch.linspace(0, 1, 64).view(1, 1, 64, 1).expand(1, 48, 64, 3)
+    _, table, _, _ = nodes.call("ImagicScoreEdits", sweep(small, ETAS), [smooth], ETAS)
+    assert float(table.splitlines()[1].split()[1]) > 0.99
+
+
+def test_lpips_is_used_only_when_nothing_must_be_downloaded(
+    nodes, score, photograph, monkeypatch, tmp_path
+):
+    class Lpips(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+
+        def forward(self, a, b):
+            assert a.min() < 0 and a.shape[1] == 3 and min(a.shape[2:]) >= 64
+            return (a - b).abs().mean((1, 2, 3), keepdim=True)
+
+    weights = SimpleNamespace(IMAGENET1K_V1=SimpleNamespace(url="https://x.org/net-1.pth"))
+    modules = {
+        "lpips": SimpleNamespace(LPIPS=Lpips),
+        "torchvision.models": SimpleNamespace(AlexNet_Weights=weights),
+    }
+    monkeypatch.setattr(score.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(score.importlib, "import_module", modules.__getitem__)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    pictures = sweep(photograph, ETAS)
+    assert score.fidelity(pictures, photograph)[0] == "SSIM"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "net-1.pth").write_bytes(b"")
+    name, values = score.fidelity(pictures, photograph)
+    assert name == "1 - LPIPS" and values[0] == 1 and values == sorted(values, reverse=True)
+    monkeypatch.setattr(score.importlib.util, "find_spec", lambda name: None)
+    assert score.lpips_network() is None
+
+
+@pytest.fixture(scope="module")
+def clip(comfy, tiny_checkpoint):
+    """The text encoder of the checkpoint, with the projection that it lacks."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        _, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(tiny_checkpoint), output_vae=False)
+    return clip
+
+
+@pytest.fixture(scope="module")
+def whole_clip(clip):
+    """The same text encoder as Load CLIP reads it from a file that has a projection."""
+    import comfy.sd
+
+    prefix = "clip_l.transformer."
+    state = {k.removeprefix(prefix): v for k, v in clip.get_sd().items() if prefix in k}
+    state["text_projection.weight"] = torch.linalg.qr(torch.randn(768, 768))[0]
+    with torch.inference_mode():
+        return comfy.sd.load_text_encoder_state_dicts(
+            [state], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION
+        )
+
+
+def vision(tmp_path, width: int = 768):
+    """The host's CLIP vision model, a small one."""
+    import comfy.clip_vision
+
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "hidden_act": "quick_gelu",
+        "patch_size": 8,
+        "image_size": 32,
+        "num_channels": 3,
+        "model_type": "clip_vision_model",
+        "projection_dim": width,
+    }
+    (tmp_path / "vision.json").write_text(json.dumps(config))
+    model = comfy.clip_vision.ClipVisionModel(str(tmp_path / "vision.json"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+def test_clip_score_is_the_cosine_of_the_hosts_own_embeddings(
+    nodes, without_lpips, photograph, whole_clip, tmp_path
+):
+    eyes, pictures = vision(tmp_path), sweep(photograph, ETAS)
+    args = (pictures, [photograph], ETAS, [eyes], [whole_clip], ["a sitting dog"])
+    _, table, eta, _ = nodes.call("ImagicScoreEdits", *args)
+    with torch.inference_mode():
+        tokens = whole_clip.tokenize("a sitting dog")
+        whole_clip.encode_from_tokens(tokens)  # loads it
+        encoder = whole_clip.cond_stage_model
+        encoder.set_clip_options({"projected_pooled": True})
+        sentence = encoder.encode_token_weights(tokens)[1].float()
+        encoder.reset_clip_options()
+        seen = [eyes.encode_image(p)["image_embeds"] for p in pictures]
+    expected = [torch.cosine_similarity(s, sentence).item() for s in seen]
+    found = [float(line.split()[2]) for line in table.splitlines()[1:6]]
+    assert found == pytest.approx(expected, abs=1e-4) and max(found) - min(found) > 1e-3
+    assert "CLIP score" in table and "lower of the two" in table
+
+
+def test_encoders_of_different_clips_are_refused(
+    nodes, without_lpips, photograph, whole_clip, tmp_path
+):
+    args = sweep(photograph, ETAS), [photograph], ETAS
+    with pytest.raises(ValueError, match="by 768 numbers, 'clip_vision' a picture by 512"):
+        nodes.call("ImagicScoreEdits", *args, [vision(tmp_path, 512)], [whole_clip], ["a dog"])
+
+
+def test_a_text_encoder_without_projection_is_refused(
+    nodes, without_lpips, photograph, clip, tmp_path
+):
+    args = sweep(photograph, ETAS), [photograph], ETAS
+    with pytest.raises(ValueError, match="Score Edits: 'clip' has no text projection"):
+        nodes.call("ImagicScoreEdits", *args, [vision(tmp_path)], [clip], ["a dog"])
+
+
+def test_a_projection_that_was_not_in_the_file_is_refused(
+    nodes, without_lpips, photograph, whole_clip, tmp_path
+):
+    args = sweep(photograph, ETAS), [photograph], ETAS
+    projection = whole_clip.cond_stage_model.clip_l.transformer.text_projection
+    with torch.inference_mode():
+        before = projection.weight.clone()
+    try:
+        for weight in (torch.zeros(768, 768), torch.eye(768), torch.full((768, 768), torch.nan)):
+            with torch.inference_mode():
+                projection.weight.copy_(weight)
+            with pytest.raises(ValueError, match="'clip' has no text projection"):
+                nodes.call("ImagicScoreEdits", *args, [vision(tmp_path)], [whole_clip], ["a dog"])
+    finally:
+        with torch.inference_mode():
+            projection.weight.copy_(before)
+
+
+def test_a_vision_model_without_projection_is_refused(nodes, without_lpips, photograph, clip):
+    args = sweep(photograph, ETAS), [photograph], ETAS
+    other = SimpleNamespace(model=SimpleNamespace(visual_projection=lambda x: x))
+    with pytest.raises(ValueError, match="Score Edits: 'clip_vision' is a SimpleNamespace"):
+        nodes.call("ImagicScoreEdits", *args, [other], [clip], ["a dog"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clip": [object()], "text": ["a dog"]}, "'clip_vision' is not given"),
+        ({"clip_vision": [object()], "text": ["a dog"]}, "'clip' is not given"),
+        ({"clip_vision": [object()], "clip": [object()], "text": [" "]}, "'text' is not given"),
+        ({"etas": ETAS[:4]}, "'images' has 5 pictures, but 'etas' has 4"),
+        ({"etas": [0.5] * 5}, "'etas' has 1 different values of 5"),
+        ({"images": [flat(0.5)] * 5, "original": [flat(0.5)]}, "equally near to 'original'"),
+        ({"original": [flat(0.5, size=(64, 16))]}, "'original' is 16 x 64, but 'images' are"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(nodes, without_lpips, photograph, change, message):
+    given = {"images": sweep(photograph, ETAS), "original": [photograph], "etas": ETAS} | change
+    with pytest.raises(ValueError, match=f"Imagic Score Edits: .*{message}"):
+        nodes.call("ImagicScoreEdits", **given)
