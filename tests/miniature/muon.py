@@ -1,6 +1,6 @@
 """Muon: momentum whose matrices are made orthogonal before they are applied.
 
-On this network it reaches a given loss in fewer pictures than AdamW (compare in run/README.md).
+On this network it reaches a given loss in fewer pictures than AdamW (figures: run/README.md).
 Vectors and the few matrices without hidden structure stay with AdamW.
 """
 

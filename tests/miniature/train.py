@@ -185,7 +185,7 @@ def pictures(run: Run, split: str) -> np.ndarray:
 
 def to_tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:
     """uint8 [B, H, W, 3] to float [B, 3, H, W] in [0, 1], channels last in memory."""
-    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
+    x = torch.tensor(images).to(device).permute(0, 3, 1, 2).float().div_(255)
     return x.contiguous(memory_format=torch.channels_last)
 
 
