@@ -16,7 +16,7 @@ from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding
 
 METHODS = {
-    "lora": Settings(steps=150, learning_rate=5e-4, seed=0, batch_size=4),
+    "lora": Settings(steps=100, learning_rate=1e-4, seed=0, batch_size=4),
     "attention": Settings(steps=100, learning_rate=1e-4, seed=0, batch_size=4),
     "full": Settings(steps=100, learning_rate=5e-5, seed=0, batch_size=4),
 }

@@ -3,7 +3,7 @@
 import { app } from "/scripts/app.js";
 
 const DEFAULTS = {
-  lora: { steps: 150, learning_rate: 5e-4 },
+  lora: { steps: 100, learning_rate: 1e-4 },
   attention: { steps: 100, learning_rate: 1e-4 },
   full: { steps: 100, learning_rate: 5e-5 },
 };

@@ -244,3 +244,23 @@ def test_another_eta_does_not_train_again(editor: Editor, stocked: Server) -> No
     assert kinds == {"ImagicInterpolateConditioning", "KSampler", "VAEDecode", "SaveImage"}
     assert not heard.previewed & {str(editor.find(kind)) for kind in STAGES[:2]}
     assert len(pictures) == 2
+
+
+def test_choosing_a_method_sets_what_suits_it_and_keeps_what_the_user_set(editor: Editor) -> None:
+    from imagic_core.finetune import METHODS
+
+    editor.drop(REPOSITORY / "example_workflows/imagic_edit.json")
+    node = editor.find("ImagicFinetuneModel")
+    choose = """([id, method]) => {
+        const widgets = app.graph.getNodeById(id).widgets
+        const combo = widgets.find((one) => one.name === 'method')
+        combo.value = method
+        combo.callback(method)
+        return widgets.filter((one) => ['steps', 'learning_rate'].includes(one.name))
+            .map((one) => one.value)
+    }"""
+    for method, settings in (*METHODS.items(), *METHODS.items()):
+        expected = [settings.steps, settings.learning_rate]
+        assert editor.evaluate(choose, [node, method]) == expected, method
+    editor.set(node, "learning_rate", 0.00123)
+    assert editor.evaluate(choose, [node, "lora"])[1] == 0.00123
