@@ -112,7 +112,7 @@ class ImagicContactSheet(io.ComfyNode):
         return io.Schema(
             node_id="ImagicContactSheet",
             display_name=NAME,
-            category=f"{run.CATEGORY}/tools",
+            category=run.TOOLS,
             description="Puts the pictures of a sweep side by side in one picture, labelled with "
             "their eta.",
             is_input_list=True,

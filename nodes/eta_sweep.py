@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
@@ -28,7 +29,7 @@ class ImagicEtaSweep(io.ComfyNode):
         return io.Schema(
             node_id="ImagicEtaSweep",
             display_name=NAME,
-            category=f"{run.CATEGORY}/tools",
+            category=run.TOOLS,
             description="Conditionings for a range of eta. What they are wired to runs once for "
             "each: one KSampler with one seed draws the whole range.",
             inputs=[
@@ -79,14 +80,9 @@ class ImagicEtaSweep(io.ComfyNode):
         cls, target: Any, optimized: Any, start: float, stop: float, count: int
     ) -> io.NodeOutput:
         """Interpolate at each eta."""
-        text = comfy_host.read_text(NAME, "target", target)
-        learned = comfy_host.read_text(NAME, "optimized", optimized)
         etas = eta_range(start, stop, count)
-        try:
-            embeddings = [interpolate(text.embedding, learned.embedding, eta) for eta in etas]
-        except ValueError as error:
-            raise ValueError(
-                f"{NAME}: 'target' and 'optimized' do not match: {error}. Connect to 'target' the "
-                "very sentence that Imagic Optimize Embedding got."
-            ) from error
-        return io.NodeOutput([text.with_embedding(e) for e in embeddings], etas)
+        conditionings = [
+            comfy_host.combine(NAME, target, optimized, partial(interpolate, eta=eta))
+            for eta in etas
+        ]
+        return io.NodeOutput(conditionings, etas)
