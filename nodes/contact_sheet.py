@@ -59,9 +59,10 @@ def contact_sheet(
     """
     pictures = [[_fitted(p, tile) for p in column] for _, column in columns]
     height = max(p.height for column in pictures for p in column)
-    font = ImageFont.load_default(max(11, min(28, height // 9)))
+    size = max(11, min(28, height // 9))
+    font = ImageFont.load_default(size)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    line = font.size + 2 * GAP
+    line = size + 2 * GAP
     left = 2 * GAP + max(round(measure.textlength(row, font)) for row in rows) if any(rows) else GAP
     widths = [
         max(round(measure.textlength(label, font)), *(p.width for p in column))

@@ -83,7 +83,7 @@ def learned_from(prompt: Mapping[str, Any] | None, node: str | None) -> dict[str
     Returns:
         Node type -> its settings, ``sentence`` and ``base_name``, as far as they can be found.
     """
-    if not prompt or node not in prompt:
+    if not prompt or not node or node not in prompt:
         return {}
     inputs = prompt[node]["inputs"]
     found: dict[str, Any] = {}

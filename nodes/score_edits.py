@@ -96,7 +96,7 @@ def clip_scores(pictures: list[Tensor], clip_vision: Any, clip: Any, text: str) 
     Raises:
         ValueError: the two encoders do not have a space in common.
     """
-    vision = getattr(clip_vision.model, "visual_projection", None)
+    vision: Any = getattr(clip_vision.model, "visual_projection", None)
     if not isinstance(vision, torch.nn.Module):
         raise ValueError(
             f"{NAME}: 'clip_vision' is a {type(clip_vision.model).__name__} without a projection "
@@ -121,7 +121,7 @@ def text_features(clip: Any, text: str) -> Tensor:
     """
     pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1]
     for module in clip.cond_stage_model.modules() if pooled is not None else ():
-        projection = getattr(getattr(module, "transformer", None), "text_projection", None)
+        projection: Any = getattr(getattr(module, "transformer", None), "text_projection", None)
         if not isinstance(projection, torch.nn.Module):
             continue
         weight = projection.weight.detach().float().cpu()

@@ -10,7 +10,7 @@ from miniature import families
 from host import imagic
 
 PREDICTS = {"EPS": "noise", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
-RATES = {"full": 1e-4, "lora": 1e-3}
+RATES = {"full": 1e-4, "lora": 2e-4}
 
 
 @pytest.fixture(scope="module", params=list(families.FAMILIES))
