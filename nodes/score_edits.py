@@ -96,14 +96,15 @@ def clip_scores(pictures: list[Tensor], clip_vision: Any, clip: Any, text: str) 
     Raises:
         ValueError: the two encoders do not have a space in common.
     """
-    vision: Any = getattr(clip_vision.model, "visual_projection", None)
+    vision = getattr(clip_vision.model, "visual_projection", None)
     if not isinstance(vision, torch.nn.Module):
         raise ValueError(
             f"{NAME}: 'clip_vision' is a {type(clip_vision.model).__name__} without a projection "
             "into the space of text; connect a Load CLIP Vision with a CLIP model."
         )
     sentence = F.normalize(text_features(clip, text), dim=-1)
-    width, found = vision.weight.shape[0], sentence.shape[-1]
+    weight: Any = vision.weight
+    width, found = weight.shape[0], sentence.shape[-1]
     if found != width:
         raise ValueError(
             f"{NAME}: 'clip' describes a sentence by {found} numbers, 'clip_vision' a picture by "
@@ -121,10 +122,11 @@ def text_features(clip: Any, text: str) -> Tensor:
     """
     pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1]
     for module in clip.cond_stage_model.modules() if pooled is not None else ():
-        projection: Any = getattr(getattr(module, "transformer", None), "text_projection", None)
+        projection = getattr(getattr(module, "transformer", None), "text_projection", None)
         if not isinstance(projection, torch.nn.Module):
             continue
-        weight = projection.weight.detach().float().cpu()
+        stored: Any = projection.weight
+        weight = stored.detach().float().cpu()
         # The host leaves a missing one as memory happens to be, or sets it to 1: nearly all zeros.
         loaded = weight.isfinite().all() and weight.count_nonzero() > weight.numel() / 2
         if loaded and weight.shape[1] == pooled.shape[-1]:
