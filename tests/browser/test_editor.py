@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,15 +210,20 @@ def drop_quick(editor: Editor, file: Path) -> None:
                 editor.set(node, name, value)
 
 
+def saved_pictures(server: Server) -> set[Path]:
+    # None is removed between tests: the editor may still be fetching the last one.
+    return set((server.base / "output").glob("**/*.png"))
+
+
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_example_runs_to_a_saved_picture(editor: Editor, stocked: Server, file: Path) -> None:
-    shutil.rmtree(stocked.base / "output", ignore_errors=True)
+    before = saved_pictures(stocked)
     drop_quick(editor, file)
     heard = editor.run()
     assert heard.executed == set(editor.prompt())
     trained = [node for kind in STAGES[:2] for node in editor.find_all(kind)]
     assert heard.previewed >= {str(node) for node in trained}
-    pictures = list((stocked.base / "output").glob("**/*.png"))
+    pictures = saved_pictures(stocked) - before
     assert pictures
     for saved in pictures:
         with Image.open(saved) as picture:
@@ -231,13 +235,13 @@ def test_example_runs_to_a_saved_picture(editor: Editor, stocked: Server, file: 
 
 
 def test_another_eta_does_not_train_again(editor: Editor, stocked: Server) -> None:
-    shutil.rmtree(stocked.base / "output", ignore_errors=True)
     drop_quick(editor, REPOSITORY / "example_workflows/imagic_edit.json")
-    pictures = set()
+    pictures, seen = set(), saved_pictures(stocked)
     for eta in (0.1, 0.9):
         editor.set(editor.find("ImagicInterpolateConditioning"), "eta", eta)
         heard = editor.run()
-        saved = max((stocked.base / "output").glob("*.png"))
+        (saved,) = saved_pictures(stocked) - seen
+        seen.add(saved)
         with Image.open(saved) as picture:
             pictures.add(picture.tobytes())
     kinds = {editor.prompt()[node]["class_type"] for node in heard.executed}
