@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.float
-import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
@@ -209,11 +208,10 @@ class HostDenoiser:
 
     def output_scale(self, sigma: Tensor) -> Tensor:
         """See ``imagic_core.objective.Denoiser``: every model sampling is affine in its output."""
-        zero = torch.zeros_like(sigma)
         places = sigma.view(-1, 1, 1, 1)
         one, none = torch.ones_like(places), torch.zeros_like(places)
         scale = self.sampling.calculate_denoised(places, one, none)
-        return (scale - self.sampling.calculate_denoised(places, none, none)).view_as(zero)
+        return (scale - self.sampling.calculate_denoised(places, none, none)).view_as(sigma)
 
 
 def _over(sigma: Tensor, x0: Tensor) -> Tensor:
