@@ -1,7 +1,8 @@
 """Edits whose true result is known: Imagic against SDEdit and DDIB in the real host.
 
     COMFYUI_PATH=... python tests/benchmarks/counterfactual.py --json OUT.json [--sheet OUT.png]
-                     [--edits N] [--methods NAME ...] [--checkpoint FILE] [--world FILE.py]
+                     [--edits N] [--part K/N] [--methods NAME ...] [--living]
+                     [--checkpoint FILE] [--world FILE.py]
 
 Imagic's eta and SDEdit's strength follow one rule for all pictures: the lowest on the grid at
 which the judge sees the asked attribute, or the grid's default where it never does. The truth is
@@ -28,6 +29,7 @@ from PIL import Image
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
+import living  # noqa: E402
 from miniature import build, metrics  # noqa: E402
 
 STEPS, GUIDANCE, SAMPLER, SCHEDULER, SEED = 50, 3.0, "ddim", "normal", 11
@@ -43,7 +45,7 @@ PAPER_B = {"method": "full", "steps": 110, "learning_rate": 6e-5, "batch_size": 
 class Host:
     """A real ComfyUI in this process with a checkpoint and the pack."""
 
-    def __init__(self, comfyui: Path, checkpoint: Path) -> None:
+    def __init__(self, comfyui: Path, checkpoint: Path, only_living: bool = False) -> None:
         """Import the host, load the pack as the host does, and the checkpoint with its loader."""
         sys.path.insert(0, str(comfyui))
         arguments, sys.argv = sys.argv, sys.argv[:1]
@@ -70,6 +72,8 @@ class Host:
         folder_paths.add_model_folder_path("checkpoints", str(checkpoint.parent))
         self.model, self.clip, self.vae = self.node("CheckpointLoaderSimple").load_checkpoint(
             checkpoint.name)
+        if only_living:
+            living.install(self.model, checkpoint)
         self.empty = self.say("")
 
     def node(self, name: str) -> Any:

@@ -34,10 +34,8 @@ CHUNK = 1024
 CONFIG = {
     "pictures": 8192,
     "tuning_pictures": 512,
-    "ae": {"minutes": 25.0, "batch": 6, "crop": 64, "lr": 1e-3, "lr_rest": 1e-3,
-           "latent_noise": 0.08},
-    "decoder": {"minutes": 45.0, "batch": 8, "crop": 64, "lr": 1e-3, "lr_rest": 1e-3,
-                "latent_noise": 0.06},
+    "ae": {"minutes": 62.0, "batch": 8, "crop": 64, "lr": 1e-3, "lr_rest": 1e-3,
+           "latent_noise": 0.05},
     "reader": {"minutes": 22.0, "coded": 1536, "batch": 32, "lr": 1e-3,
                "lr_rest": 1e-3},
     "unet": {
@@ -52,7 +50,6 @@ CONFIG = {
 CUDA_CONFIG = {
     "pictures": 32768,
     "ae": {"minutes": 10.0, "batch": 48},
-    "decoder": {"minutes": 5.0, "batch": 64},
     "reader": {"minutes": 2.0, "batch": 64},
     "unet": {"minutes": 15.0, "batch": 128, "lr": 1e-3, "ema": 0.9995, "report": 500,
              "shape": vars(layout.full_shape())},
@@ -147,6 +144,50 @@ class Tools:
             tool.load_state_dict(state)
 
 
+class Fitting:
+    """A network in training with its optimisers and its clock, kept in one file."""
+
+    def __init__(self, run: Run, stage: str, model: torch.nn.Module, outside: tuple[str, ...],
+                 average: dict[str, torch.Tensor] | None = None) -> None:
+        """Go on from the stage's file where there is one."""
+        self.setting, self.path = run.config[stage], run.work / f"{stage}.pt"
+        self.model, self.average = model, average
+        self.tools = Tools(model, outside, self.setting)
+        self.clock = Clock(self.setting["minutes"], self.setting.get("steps"))
+        self.progress = 0.0
+        if self.path.exists():
+            state = torch.load(self.path, map_location=run.device)
+            model.load_state_dict(state["model"])
+            self.average = state.get("average")
+            self.tools.load(state["optimisers"])
+            self.clock.load(state["clock"])
+            self.progress = self.clock.progress()
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One step of the optimisers, at the rate that the progress asks for."""
+        self.tools.step(loss, decay(self.progress, self.clock.step, 50))
+        if self.average is not None:
+            n = self.clock.step
+            keep = min(self.setting["ema"], (1 + n) / (10 + n))
+            torch._foreach_lerp_(list(self.average.values()),
+                                 [p.detach() for p in self.model.parameters()], 1 - keep)
+        self.progress = self.clock.tick()
+
+    def due(self) -> bool:
+        """Whether it is time to report and save: every so many steps, and at the end."""
+        return self.clock.step % self.setting.get("report", 200) == 0 or self.progress >= 1
+
+    def save(self, **more: object) -> None:
+        """Write the file."""
+        kept = {} if self.average is None else {"average": self.average}
+        save(self.path, {"model": self.model.state_dict(), "optimisers": self.tools.state(),
+                         "clock": self.clock.state(), **kept, **more})
+
+    def figures(self) -> dict[str, float]:
+        """What every report begins with."""
+        return {"step": self.clock.step, "minutes": round(self.clock.seconds / 60, 2)}
+
+
 def example(split: str, index: int) -> tuple[world.Identity, world.Attributes]:
     """Identity and attributes of one picture of a split."""
     rng = np.random.default_rng([SEED, sorted(world.SPLITS).index(split), index])
@@ -215,44 +256,33 @@ def places(rng: np.random.Generator, count: int, pictures: int, crop: int
 
 def train_autoencoder(run: Run) -> None:
     """Stage "ae": the autoencoder on crops; ae.pt holds it and its optimiser."""
-    setting, path = run.config["ae"], run.work / "ae.pt"
     torch.manual_seed(SEED)
     model = Autoencoder().to(run.device).to(memory_format=torch.channels_last)
-    tools = Tools(model, ("encoder.0.change", "to_", "from_"), setting)
-    clock, progress = Clock(setting["minutes"], setting.get("steps")), 0.0
-    if path.exists():
-        state = torch.load(path, map_location=run.device)
-        model.load_state_dict(state["model"])
-        tools.load(state["optimisers"])
-        clock.load(state["clock"])
-        progress = clock.progress()
+    fitting = Fitting(run, "ae", model, ("encoder.0.change", "to_", "from_"))
     data, held = pictures(run, "train"), to_tensor(pictures(run, "tuning")[:64], run.device)
-    crop, batch = setting["crop"], setting["batch"]
-    while progress < 1:
-        rng = np.random.default_rng([SEED, 1, clock.step])
+    setting = fitting.setting
+    crop = setting["crop"]
+    while fitting.progress < 1:
+        rng = np.random.default_rng([SEED, 1, fitting.clock.step])
         x = to_tensor(np.stack([
             data[i, 8 * r:8 * r + crop, 8 * c:8 * c + crop]
-            for i, r, c in places(rng, batch, len(data), crop)
+            for i, r, c in places(rng, setting["batch"], len(data), crop)
         ]), run.device)
         with run.autocast():
             z = model.encode(x)
             noisy = z + setting["latent_noise"] * torch.randn_like(z)
             difference = (model.decode(noisy) - x).float()
             z = z.float()
-            loss = difference.abs().mean() + 4 * difference.pow(2).mean()
+            loss = difference.abs().mean() + 16 * difference.pow(2).mean()
             loss = loss + 0.01 * (z.mean().pow(2) + (z.var() - 1).pow(2))
-        tools.step(loss, decay(progress, clock.step, 50))
-        progress = clock.tick()
-        if clock.step % 200 == 0 or progress >= 1:
+        fitting.step(loss)
+        if fitting.due():
             with torch.no_grad():
                 z = model.encode(held)
                 quality = psnr(model.decode(z), held).mean().item()
-            run.log("ae", step=clock.step, minutes=round(clock.seconds / 60, 2),
-                    loss=round(loss.item(), 5), tuning_psnr=round(quality, 3),
-                    latent_std=round(z.std().item(), 4))
-            save(path, {"model": model.state_dict(), "optimisers": tools.state(),
-                        "clock": clock.state(),
-                        "latent_std": z.std().item()})
+            run.log("ae", **fitting.figures(), loss=round(loss.item(), 5),
+                    tuning_psnr=round(quality, 3), latent_std=round(z.std().item(), 4))
+            fitting.save(latent_std=z.std().item())
 
 
 def encode_latents(run: Run) -> None:
@@ -276,50 +306,6 @@ def latents(run: Run, split: str) -> torch.Tensor:
     """All latents of a split, float32 [N, 4, 16, 16]."""
     files = sorted(run.work.glob(f"latents_{split}_*.npy"))
     return torch.from_numpy(np.concatenate([np.load(p) for p in files])).float()
-
-
-def train_decoder(run: Run) -> None:
-    """Stage "decoder": the decoder alone, on the encoder's now fixed latents; decoder.pt."""
-    setting, path = run.config["decoder"], run.work / "decoder.pt"
-    torch.manual_seed(SEED)
-    kept = torch.load(run.work / "ae.pt", map_location=run.device)
-    model = Autoencoder().to(run.device).to(memory_format=torch.channels_last)
-    model.load_state_dict(kept["model"])
-    for p in (*model.encoder.parameters(), *model.to_latent.parameters()):
-        p.requires_grad_(False)
-    tools = Tools(model, ("to_", "from_"), setting)
-    clock, progress = Clock(setting["minutes"], setting.get("steps")), 0.0
-    if path.exists():
-        state = torch.load(path, map_location=run.device)
-        model.load_state_dict(state["model"])
-        tools.load(state["optimisers"])
-        clock.load(state["clock"])
-        progress = clock.progress()
-    codes = latents(run, "train")
-    data = pictures(run, "train")[: len(codes)]
-    held = to_tensor(pictures(run, "tuning")[:64], run.device)
-    codes_held = latents(run, "tuning")[:64].to(run.device)
-    crop, batch, std = setting["crop"], setting["batch"], kept["latent_std"]
-    while progress < 1:
-        rng = np.random.default_rng([SEED, 4, clock.step])
-        spots, side = places(rng, batch, len(data), crop), crop // 8
-        x = to_tensor(np.stack([data[i, 8 * r:8 * r + crop, 8 * c:8 * c + crop]
-                                for i, r, c in spots]), run.device)
-        z = torch.stack([codes[i, :, r:r + side, c:c + side] for i, r, c in spots])
-        z = z.to(run.device) + setting["latent_noise"] * torch.randn(z.shape).to(run.device)
-        with run.autocast():
-            z = (z * std).contiguous(memory_format=torch.channels_last)
-            difference = (model.decode(z) - x).float()
-        loss = difference.abs().mean() + 4 * difference.pow(2).mean()
-        tools.step(loss, decay(progress, clock.step, 50))
-        progress = clock.tick()
-        if clock.step % 200 == 0 or progress >= 1:
-            with torch.no_grad():
-                quality = psnr(model.decode(codes_held * std), held).mean().item()
-            run.log("decoder", step=clock.step, minutes=round(clock.seconds / 60, 2),
-                    loss=round(loss.item(), 5), tuning_psnr=round(quality, 3))
-            save(path, {"model": model.state_dict(), "optimisers": tools.state(),
-                        "clock": clock.state()})
 
 
 def alphas() -> torch.Tensor:
@@ -369,22 +355,14 @@ def noise_loss(model: UNet, z: torch.Tensor, text: torch.Tensor, signal: torch.T
 
 def train_unet(run: Run) -> None:
     """Stage "unet": unet.pt holds the network, its average and the optimisers."""
-    setting, path = run.config["unet"], run.work / "unet.pt"
     torch.manual_seed(SEED)
-    shape = layout.Shape(**setting["shape"])
-    model = UNet(shape).to(run.device).to(memory_format=torch.channels_last)
+    model = UNet(layout.Shape(**run.config["unet"]["shape"]))
+    model = model.to(run.device).to(memory_format=torch.channels_last)
     if run.config.get("init"):
         start_from(model, Path(run.config["init"]))
-    average = {n: p.detach().clone() for n, p in model.named_parameters()}
-    tools = Tools(model, ("enter", "leave", "time1"), setting)
-    clock, progress = Clock(setting["minutes"], setting.get("steps")), 0.0
-    if path.exists():
-        state = torch.load(path, map_location=run.device)
-        model.load_state_dict(state["model"])
-        average = state["average"]
-        tools.load(state["optimisers"])
-        clock.load(state["clock"])
-        progress = clock.progress()
+    fitting = Fitting(run, "unet", model, ("enter", "leave", "time1"),
+                      {n: p.detach().clone() for n, p in model.named_parameters()})
+    setting = fitting.setting
     data, tuning, signal = latents(run, "train"), latents(run, "tuning"), alphas().to(run.device)
     data, tuning, read = data.to(run.device), tuning[:128].to(run.device), Texts(run.device)
     shown = [example("train", i)[1] for i in range(len(data))]
@@ -394,7 +372,7 @@ def train_unet(run: Run) -> None:
         rng = np.random.default_rng(SEED)
         texts = spoken([example("tuning", i)[1] for i in range(len(tuning))], rng, setting)
         own = {n: p.detach().clone() for n, p in model.named_parameters()}
-        model.load_state_dict(average)
+        model.load_state_dict(fitting.average)
         generator, sums = torch.Generator().manual_seed(SEED), []
         with torch.no_grad(), run.autocast():
             for part in torch.arange(len(tuning)).split(64):
@@ -404,28 +382,22 @@ def train_unet(run: Run) -> None:
         model.load_state_dict(own)
         return tuple(np.mean(sums, 0))
 
-    while progress < 1:
-        rng = np.random.default_rng([SEED, 2, clock.step])
-        generator = torch.Generator().manual_seed(SEED + clock.step)
+    while fitting.progress < 1:
+        step = fitting.clock.step
+        rng = np.random.default_rng([SEED, 2, step])
+        generator = torch.Generator().manual_seed(SEED + step)
         rows = rng.integers(len(data), size=setting["batch"])
         with run.autocast():
             texts = spoken([shown[i] for i in rows], rng, setting)
             loss, _ = noise_loss(model, data[rows], read(texts), signal, generator)
-        tools.step(loss, decay(progress, clock.step, 50))
-        keep = min(setting["ema"], (1 + clock.step) / (10 + clock.step))
-        torch._foreach_lerp_(list(average.values()),
-                             [p.detach() for p in model.parameters()], 1 - keep)
+        fitting.step(loss)
         recent.append(loss.item())
-        progress = clock.tick()
-        if clock.step % setting["report"] == 0 or progress >= 1:
+        if fitting.due():
             weighted, plain = tuning_loss()
-            run.log("unet", step=clock.step, minutes=round(clock.seconds / 60, 2),
-                    loss=round(float(np.mean(recent)), 5), tuning_loss=round(weighted, 5),
-                    tuning_eps_mse=round(plain, 5))
+            run.log("unet", **fitting.figures(), loss=round(float(np.mean(recent)), 5),
+                    tuning_loss=round(weighted, 5), tuning_eps_mse=round(plain, 5))
             recent.clear()
-            save(path, {"model": model.state_dict(), "average": average,
-                        "optimisers": tools.state(),
-                        "clock": clock.state()})
+            fitting.save()
 
 
 def start_from(model: UNet, checkpoint: Path) -> None:
@@ -453,8 +425,9 @@ def decoded(run: Run, count: int) -> np.ndarray:
     path = run.work / "coded.npy"
     if not path.exists():
         model = Autoencoder().to(run.device).to(memory_format=torch.channels_last)
-        model.load_state_dict(torch.load(run.work / "decoder.pt", map_location=run.device)["model"])
-        std = torch.load(run.work / "ae.pt", map_location=run.device)["latent_std"]
+        state = torch.load(run.work / "ae.pt", map_location=run.device)
+        model.load_state_dict(state["model"])
+        std = state["latent_std"]
         with torch.no_grad(), run.autocast():
             parts = [model.decode(z.to(run.device) * std).float().clamp(0, 1).cpu()
                      for z in latents(run, "train")[:count].split(16)]
@@ -465,31 +438,23 @@ def decoded(run: Run, count: int) -> np.ndarray:
 
 def train_reader(run: Run) -> None:
     """Stage "reader": the classifier that judges pictures; reader.pt."""
-    setting, path = run.config["reader"], run.work / "reader.pt"
     torch.manual_seed(SEED)
     model = reader.Reader().to(run.device)
-    tools = Tools(model, ("body.0.", "heads"), setting)
-    clock, progress = Clock(setting["minutes"], setting.get("steps")), 0.0
-    if path.exists():
-        state = torch.load(path, map_location=run.device)
-        model.load_state_dict(state["model"])
-        tools.load(state["optimisers"])
-        clock.load(state["clock"])
-        progress = clock.progress()
+    fitting = Fitting(run, "reader", model, ("body.0.", "heads"))
+    setting = fitting.setting
     data, tuning = pictures(run, "train"), pictures(run, "tuning")
     coded = decoded(run, setting["coded"])
     truths = [example("tuning", i) for i in range(len(tuning))]
-    while progress < 1:
-        rng = np.random.default_rng([SEED, 3, clock.step])
+    while fitting.progress < 1:
+        rng = np.random.default_rng([SEED, 3, fitting.clock.step])
         # Half of the pictures come through the autoencoder, as all judged pictures do.
         through = rng.random(setting["batch"]) < 0.5
         rows = rng.integers(np.where(through, len(coded), len(data)))
         shown = np.stack([(coded if c else data)[i] for i, c in zip(rows, through, strict=True)])
         with run.autocast():
             loss = reader.loss(model, shown, [example("train", int(i)) for i in rows], rng)
-        tools.step(loss, decay(progress, clock.step, 50))
-        progress = clock.tick()
-        if clock.step % 200 == 0 or progress >= 1:
+        fitting.step(loss)
+        if fitting.due():
             found = reader.read(model.cpu(), tuning)
             model.to(run.device)
             right = {
@@ -498,22 +463,19 @@ def train_reader(run: Run) -> None:
                     for f, (who, what) in zip(found, truths, strict=True)])), 4)
                 for name in reader.CLASSES
             }
-            run.log("reader", step=clock.step, minutes=round(clock.seconds / 60, 2),
-                    loss=round(loss.item(), 4), **right)
-            save(path, {"model": model.state_dict(), "optimisers": tools.state(),
-                        "clock": clock.state()})
+            run.log("reader", **fitting.figures(), loss=round(loss.item(), 4), **right)
+            fitting.save()
 
 
 def export(run: Run) -> None:
     """Stage "export": write the asset, its hash, and the run's log and configuration."""
     ae = torch.load(run.work / "ae.pt", map_location="cpu")
-    decoder = torch.load(run.work / "decoder.pt", map_location="cpu")
     unet = torch.load(run.work / "unet.pt", map_location="cpu")
     folder, record = run.out / "asset", run.out / "run"
     asset.write(
         layout.Shape(**run.config["unet"]["shape"]),
         {n: t.numpy() for n, t in unet["average"].items()},
-        {n: t.numpy() for n, t in decoder["model"].items()}, ae["latent_std"], folder,
+        {n: t.numpy() for n, t in ae["model"].items()}, ae["latent_std"], folder,
     )
     model = reader.Reader()
     model.load_state_dict(torch.load(run.work / "reader.pt", map_location="cpu")["model"])
@@ -526,7 +488,7 @@ def export(run: Run) -> None:
 
 STAGES: dict[str, Callable[[Run], None]] = {
     "render": render, "ae": train_autoencoder, "latents": encode_latents,
-    "decoder": train_decoder, "unet": train_unet,
+    "unet": train_unet,
     "reader": train_reader, "export": export,
 }
 

@@ -13,7 +13,7 @@ SHAPE = layout.Shape(fine=20, coarse=40, time=16, feed=24, text=captions.DIMENSI
 def config(steps):
     small = json.loads(json.dumps(train.CONFIG))
     small |= {"pictures": 24, "tuning_pictures": 8, "init": None}
-    for stage in ("ae", "decoder", "unet", "reader"):
+    for stage in ("ae", "unet", "reader"):
         small[stage] |= {"steps": steps, "batch": 4}
     small["unet"] |= {"shape": vars(SHAPE), "report": 2}
     return small
@@ -34,7 +34,7 @@ def test_it_ends_in_an_asset_that_builds(finished, tmp_path):
     out = build.build(tmp_path / "a.safetensors", folder)
     assert asset.digest(out) == json.loads((folder / "asset.json").read_text())["sha256"]
     stages = [json.loads(s)["stage"] for s in (finished.out / "run" / "log.jsonl").open()]
-    assert stages == ["ae", "decoder", "unet", "reader", "export"]
+    assert stages == ["ae", "unet", "reader", "export"]
 
 
 def test_a_larger_limit_goes_on_from_the_checkpoint(finished):
