@@ -2,154 +2,218 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-NAMESPACE = uuid.UUID("7d2b4a0e-9f0c-4c59-8a53-4f2d5b8f6a11")
+from browser import workflows_baselines, workflows_models
+from browser.canvas import Workflow
+from browser.parts import (
+    SENTENCE,
+    Model,
+    decoded,
+    given,
+    learned,
+    mixed,
+    sampled,
+    saved,
+)
 
-
-@dataclass(frozen=True)
-class Output:
-    """An output of a node, to be given to another node's input."""
-
-    node: int
-    name: str
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of a workflow; ``node["MODEL"]`` is its output of that name."""
-
-    index: int
-
-    def __getitem__(self, output: str) -> Output:
-        return Output(self.index, output)
-
-
-@dataclass
-class Workflow:
-    """A workflow as ``build.js`` takes it. Nodes stand in the column begun last."""
-
-    nodes: list[dict[str, Any]] = field(default_factory=list)
-    links: list[tuple[int, str, int, str]] = field(default_factory=list)
-    columns: list[dict[str, Any]] = field(default_factory=list)
-
-    def column(self, title: str) -> None:
-        """Begin a column; neighbours of one title share one frame."""
-        self.columns.append({"title": title, "members": []})
-
-    def node(
-        self,
-        kind: str,
-        size: tuple[int, int] = (300, 0),
-        models: tuple[dict[str, str], ...] = (),
-        **inputs: Any,
-    ) -> Node:
-        """Add a node; an input is an ``Output`` to link, or the value of a widget.
-
-        Args:
-            kind: the node's id in the host.
-            size: least width and height; the front end grows it to what the widgets need.
-            models: where the front end offers to download the files that widgets name.
-            inputs: all that does not keep its default.
-        """
-        index = len(self.nodes)
-        widgets = {k: v for k, v in inputs.items() if not isinstance(v, Output)}
-        for name, value in inputs.items():
-            if isinstance(value, Output):
-                self.links.append((value.node, value.name, index, name))
-        self.nodes.append({"type": kind, "size": size, "widgets": widgets, "models": models})
-        self.columns[-1]["members"].append(index)
-        return Node(index)
-
-    def note(self, text: str, size: tuple[int, int]) -> None:
-        """Add a note in Markdown."""
-        self.node("MarkdownNote", size, text=text)
-
-    def description(self, name: str) -> dict[str, Any]:
-        """What ``build.js`` takes; the same name gives the same id."""
-        return {"id": str(uuid.uuid5(NAMESPACE, name)), **vars(self)}
-
-
-SD15 = {
-    "name": "v1-5-pruned-emaonly-fp16.safetensors",
-    "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
-    "v1-5-pruned-emaonly-fp16.safetensors?download=true",
-    "directory": "checkpoints",
+# The text and the vision encoder of one CLIP, with the projections of both.
+CLIP = {
+    "name": "clip-vit-large-patch14.safetensors",
+    "url": "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/model.safetensors",
 }
-# Below the widgets, room for the picture that the node shows while it trains.
-TRAINING = (360, 700)
+ESRGAN = {
+    "name": "RealESRGAN_x4plus.safetensors",
+    "url": "https://huggingface.co/Comfy-Org/Real-ESRGAN_repackaged/resolve/main/"
+    "RealESRGAN_x4plus.safetensors",
+    "directory": "upscale_models",
+}
+EDIT_FILE = "imagic/edit_00001_.safetensors [output]"
 
 
 def imagic_edit() -> Workflow:
     """The whole method on one photograph, with an SD 1.x checkpoint."""
     w = Workflow()
-
-    w.column("Your photograph, your sentence")
-    checkpoint = w.node(
-        "CheckpointLoaderSimple", (320, 0), (SD15,), ckpt_name=SD15["name"]
-    )
-    photograph = w.node("LoadImage", (320, 420), image="example.png")
-    w.note(
-        "**Load Checkpoint**: your model.\n\n**Load Image**: your photograph.\n\n"
-        "The picture is scaled to the size that the model works at and keeps its aspect ratio. "
-        "SD 1.x: 0.25 megapixels, as many as 512 x 512. SDXL: 1.",
-        (320, 150),
-    )
-
-    w.column("Your photograph, your sentence")
-    w.note(
-        "**The text field below says what the picture shall show**, the whole of it: not *make "
-        "the bird spread its wings* but *a photo of a bird spreading its wings*.\n\nThe empty "
-        "one under it is the negative prompt; it takes no part in the training.",
-        (400, 140),
-    )
-    target = w.node(
-        "CLIPTextEncode", (400, 140), clip=checkpoint["CLIP"],
-        text="A photo of a bird spreading its wings",
-    )  # fmt: skip
-    negative = w.node("CLIPTextEncode", (400, 110), clip=checkpoint["CLIP"], text="")
-    scaled = w.node(
-        "ImageScaleToTotalPixels", (400, 0), image=photograph["IMAGE"],
-        upscale_method="lanczos", megapixels=0.25,
-    )  # fmt: skip
-    latent = w.node("VAEEncode", (400, 0), pixels=scaled["IMAGE"], vae=checkpoint["VAE"])
-
-    w.column("Learn the photograph: once for each photograph and sentence")
-    optimized = w.node(
-        "ImagicOptimizeEmbedding", TRAINING, model=checkpoint["MODEL"],
-        target=target["CONDITIONING"], image=latent["LATENT"],
-    )  # fmt: skip
-    w.column("Learn the photograph: once for each photograph and sentence")
-    tuned = w.node(
-        "ImagicFinetuneModel", TRAINING, model=checkpoint["MODEL"],
-        optimized=optimized["optimized"], image=latent["LATENT"],
-    )  # fmt: skip
-
+    g = given(w)
+    optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
+    mix = mixed(w, g.target, optimized["optimized"])
+    edit = sampled(w, tuned["model"], mix, g.negative, g.latent)
     w.column("Edit")
-    w.note(
-        "**eta** goes from your photograph (0) to your sentence (1).\n\n"
-        "- Too little has changed: raise it.\n- The photograph is lost: lower it.\n"
-        "- Not your photograph even at 0: raise *steps* of Imagic Fine-tune Model.\n\n"
-        "A new eta does not train again: change it and run.",
-        (360, 170),
-    )
-    mixed = w.node(
-        "ImagicInterpolateConditioning", (360, 0), target=target["CONDITIONING"],
-        optimized=optimized["optimized"],
-    )  # fmt: skip
-    sampled = w.node(
-        "KSampler", (360, 0), model=tuned["model"], positive=mixed["conditioning"],
-        negative=negative["CONDITIONING"], latent_image=latent["LATENT"],
-        seed=0, control_after_generate="fixed", steps=30, cfg=4.0,
-        sampler_name="euler", scheduler="normal", denoise=1.0,
-    )  # fmt: skip
-    w.column("Edit")
-    decoded = w.node("VAEDecode", (480, 0), samples=sampled["LATENT"], vae=checkpoint["VAE"])
-    w.node("SaveImage", (480, 580), images=decoded["IMAGE"], filename_prefix="imagic_edit")
+    saved(w, decoded(w, edit, g.checkpoint["VAE"], 480), "imagic_edit")
     return w
 
 
-WORKFLOWS: dict[str, Callable[[], Workflow]] = {"imagic_edit": imagic_edit}
+def imagic_eta_sheet() -> Workflow:
+    """The paper's figure 7: a range of eta on one noise, before and after fine-tuning."""
+    w = Workflow()
+    g = given(w)
+    optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
+
+    w.column("A range of eta")
+    w.note(
+        "**Choose the range and how many eta.** Each is one picture for each row; all have the "
+        "same noise.\n\nFor several seeds of each eta: *Repeat Latent Batch* between VAE Encode "
+        "and KSampler, each seed is then a row.",
+        (360, 150),
+    )
+    sweep = w.node(
+        "ImagicEtaSweep", (360, 0), target=g.target, optimized=optimized["optimized"]
+    )
+    rows = {}
+    for title, model in (
+        ("As fine-tuned", tuned["model"]),
+        ("As loaded: what fine-tuning is for", g.checkpoint["MODEL"]),
+    ):
+        w.column(title)
+        drawn = sampled(w, model, sweep["conditioning"], g.negative, g.latent)
+        rows[title] = decoded(w, drawn, g.checkpoint["VAE"])
+    w.column("Choose")
+    sheet = w.node(
+        "ImagicContactSheet", (480, 0), images=rows["As fine-tuned"], etas=sweep["etas"],
+        pretrained=rows["As loaded: what fine-tuning is for"], original=g.photograph,
+    )  # fmt: skip
+    saved(w, sheet["sheet"], "imagic_eta_sheet")
+
+    w.column("Keep")
+    w.note(
+        "**Imagic Save Edit** writes what was learned to ComfyUI's output folder. The workflow "
+        "*imagic_reuse* draws from that file without training.",
+        (360, 110),
+    )
+    w.node(
+        "ImagicSaveEdit", (360, 0), model=g.checkpoint["MODEL"], optimized=optimized["optimized"],
+        target=g.target, lora=tuned["lora"], image=g.latent, optimized_loss=optimized["loss"],
+        model_loss=tuned["loss"],
+    )  # fmt: skip
+    return w
+
+
+def imagic_choose_eta() -> Workflow:
+    """The paper's figure 9: fidelity and alignment over eta, and the eta that they recommend."""
+    w = Workflow()
+    w.column("Your sentence")
+    sentence = w.node("PrimitiveStringMultiline", (320, 140), value=SENTENCE)["STRING"]
+    g = given(w, sentence=sentence)
+    optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
+
+    w.column("A range of eta")
+    sweep = w.node(
+        "ImagicEtaSweep", (360, 0), target=g.target, optimized=optimized["optimized"],
+        start=0.1, stop=1.0, count=10,
+    )  # fmt: skip
+    drawn = sampled(w, tuned["model"], sweep["conditioning"], g.negative, g.latent)
+    pictures = decoded(w, drawn, g.checkpoint["VAE"])
+
+    w.column("Measure")
+    w.note(
+        "Fidelity is measured against your photograph, alignment by **CLIP against your "
+        "sentence**. CLIP is one file in two folders: *models/clip_vision* and "
+        "*models/text_encoders*. It must be a whole CLIP; the text encoders that come with "
+        "checkpoints lack what the score needs.\n\nWithout CLIP: delete both loaders, and "
+        "fidelity alone recommends.",
+        (380, 220),
+    )
+    vision: Model = {**CLIP, "directory": "clip_vision"}
+    text: Model = {**CLIP, "directory": "text_encoders"}
+    clip_vision = w.node("CLIPVisionLoader", (380, 0), (vision,), clip_name=CLIP["name"])
+    clip = w.node(
+        "CLIPLoader", (380, 0), (text,), clip_name=CLIP["name"], type="stable_diffusion"
+    )
+    score = w.node(
+        "ImagicScoreEdits", (380, 0), images=pictures, original=g.photograph, etas=sweep["etas"],
+        clip_vision=clip_vision["CLIP_VISION"], clip=clip["CLIP"], text=sentence,
+    )  # fmt: skip
+    w.node("PreviewAny", (380, 320), source=score["table"])
+
+    w.column("Choose")
+    w.note(
+        "The curves **recommend**, you choose: look at the sheet, too. The value goes into *eta* "
+        "of Imagic Interpolate Conditioning.",
+        (480, 90),
+    )
+    w.node("PreviewImage", (480, 340), images=score["curves"])
+    saved(w, score["recommended_image"], "imagic_choose_eta")
+    w.column("Choose")
+    sheet = w.node(
+        "ImagicContactSheet", (480, 0), images=pictures, etas=sweep["etas"], original=g.photograph
+    )
+    w.node("PreviewImage", (720, 340), images=sheet["sheet"])
+    return w
+
+
+def imagic_reuse() -> Workflow:
+    """A saved edit and another sentence: nothing is trained."""
+    w = Workflow()
+    g = given(w, sentence="A photo of a bird with its head under its wing")
+    w.column("What was learned")
+    w.note(
+        "**Choose your edit**: a file of Imagic Save Edit, which the workflow *imagic_eta_sheet* "
+        "writes. Load the same checkpoint and the same photograph as then; below it is said "
+        "what they were.\n\nThe sentence may be another one. Without a link to *target* it is "
+        "the one that was saved.",
+        (360, 190),
+    )
+    edit = w.node(
+        "ImagicLoadEdit", (360, 0), model=g.checkpoint["MODEL"], edit=EDIT_FILE, target=g.target
+    )
+    w.node("PreviewAny", (360, 280), source=edit["info"])
+    mix = mixed(
+        w, edit["target"], edit["optimized"],
+        "**eta** goes from your photograph (0) to the sentence (1).\n\nA sentence far from the "
+        "one that was learned with needs another eta, often a lower one.",
+    )  # fmt: skip
+    drawn = sampled(w, edit["model"], mix, g.negative, g.latent)
+    w.column("Edit")
+    saved(w, decoded(w, drawn, g.checkpoint["VAE"], 480), "imagic_reuse")
+    return w
+
+
+def imagic_upscale() -> Workflow:
+    """An edit, enlarged by an upscale model and drawn once more over it by the model that knows."""
+    w = Workflow()
+    g = given(w)
+    optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
+    mix = mixed(w, g.target, optimized["optimized"])
+    edit = sampled(w, tuned["model"], mix, g.negative, g.latent)
+    w.column("Edit")
+    small = decoded(w, edit, g.checkpoint["VAE"], 480)
+    saved(w, small, "imagic_edit")
+
+    w.column("Enlarge")
+    w.note(
+        "The upscale model enlarges four times; **scale_by** 0.5 leaves two. The fine-tuned "
+        "model then draws the details of your photograph: **denoise** says how much of the "
+        "picture it may change.",
+        (360, 130),
+    )
+    upscaler = w.node("UpscaleModelLoader", (360, 0), (ESRGAN,), model_name=ESRGAN["name"])
+    large = w.node(
+        "ImageUpscaleWithModel", (360, 0), upscale_model=upscaler["UPSCALE_MODEL"], image=small
+    )
+    half = w.node(
+        "ImageScaleBy", (360, 0), image=large["IMAGE"], upscale_method="lanczos", scale_by=0.5
+    )
+    again = w.node("VAEEncode", (360, 0), pixels=half["IMAGE"], vae=g.checkpoint["VAE"])
+    drawn = sampled(
+        w, tuned["model"], mix, g.negative, again["LATENT"], steps=20, denoise=0.35
+    )
+    w.column("Enlarge")
+    saved(w, decoded(w, drawn, g.checkpoint["VAE"], 480), "imagic_upscale")
+    return w
+
+
+WORKFLOWS: dict[str, Callable[[], Workflow]] = {
+    function.__name__: function
+    for function in (
+        imagic_edit,
+        imagic_eta_sheet,
+        imagic_choose_eta,
+        imagic_reuse,
+        imagic_upscale,
+        workflows_models.imagic_sdxl,
+        workflows_models.imagic_flux,
+        workflows_models.imagic_cascade,
+        workflows_baselines.baseline_sdedit,
+        workflows_baselines.baseline_ddib,
+    )
+}

@@ -1,0 +1,72 @@
+"""A workflow as a description that ``build.js`` builds on the canvas."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+NAMESPACE = uuid.UUID("7d2b4a0e-9f0c-4c59-8a53-4f2d5b8f6a11")
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of a node, to be given to another node's input."""
+
+    node: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a workflow; ``node["MODEL"]`` is its output of that name."""
+
+    index: int
+
+    def __getitem__(self, output: str) -> Output:
+        return Output(self.index, output)
+
+
+@dataclass
+class Workflow:
+    """A workflow as ``build.js`` takes it. Nodes stand in the column begun last."""
+
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    links: list[tuple[int, str, int, str]] = field(default_factory=list)
+    columns: list[dict[str, Any]] = field(default_factory=list)
+
+    def column(self, title: str) -> None:
+        """Begin a column; neighbours of one title share one frame."""
+        self.columns.append({"title": title, "members": []})
+
+    def node(
+        self,
+        kind: str,
+        size: tuple[int, int] = (300, 0),
+        models: tuple[dict[str, str], ...] = (),
+        **inputs: Any,
+    ) -> Node:
+        """Add a node; an input is an ``Output`` to link, or the value of a widget.
+
+        Args:
+            kind: the node's id in the host.
+            size: least width and height; the front end grows it to what the widgets need.
+            models: where the front end offers to download the files that widgets name.
+            inputs: all that does not keep its default.
+        """
+        index = len(self.nodes)
+        widgets = {k: v for k, v in inputs.items() if not isinstance(v, Output)}
+        for name, value in inputs.items():
+            if isinstance(value, Output):
+                self.links.append((value.node, value.name, index, name))
+        self.nodes.append({"type": kind, "size": size, "widgets": widgets, "models": models})
+        self.columns[-1]["members"].append(index)
+        return Node(index)
+
+    def note(self, text: str, size: tuple[int, int]) -> None:
+        """Add a note in Markdown."""
+        self.node("MarkdownNote", size, text=text)
+
+    def description(self, name: str) -> dict[str, Any]:
+        """What ``build.js`` takes; the same name gives the same id."""
+        return {"id": str(uuid.uuid5(NAMESPACE, name)), **vars(self)}
