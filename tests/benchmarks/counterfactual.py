@@ -1,7 +1,7 @@
 """Edits whose true result is known: Imagic against SDEdit and DDIB in the real host.
 
     COMFYUI_PATH=... python tests/benchmarks/counterfactual.py --json OUT.json [--sheet OUT.png]
-                     [--edits N] [--part K/N] [--methods NAME ...] [--living]
+                     [--edits N] [--part K/N | --merge PARTS] [--methods NAME ...] [--living]
                      [--checkpoint FILE] [--world FILE.py]
 
 Imagic's eta and SDEdit's strength follow one rule for all pictures: the lowest on the grid at
@@ -184,7 +184,8 @@ def table(results: dict[str, list[dict]]) -> dict[str, dict]:
                 row[f"nearer_than_{rival}"] = float(np.mean([
                     a["psnr"] > b["psnr"] for a, b in zip(each, results[rival], strict=True)]))
         if name.startswith("imagic"):
-            row["reconstruction_psnr"] = float(np.mean([e["reconstruction"] for e in each]))
+            for figure in ("reconstruction", "autoencoder"):
+                row[f"{figure}_psnr"] = float(np.mean([e[figure] for e in each]))
         rows[name] = row
     return rows
 
@@ -209,52 +210,90 @@ def module_from(path: Path) -> ModuleType:
     return module
 
 
+def run(host: Host, edit: Any, method: str, judge: Any) -> tuple[dict, list[np.ndarray]]:
+    """One edit by one method: its figures, and the pictures for the sheet."""
+    make, default = METHODS[method]
+    started = time.monotonic()
+    with host.torch.inference_mode():
+        grid = make(host, edit)
+    setting = choose(grid, default, judge, edit)
+    verdicts = {s: judge(edit, picture) for s, picture in grid.items()}
+    found = {
+        "edit": edit.name, "setting": setting, "reached": verdicts[setting].reached,
+        "kept": verdicts[setting].kept, "psnr": metrics.psnr(grid[setting], edit.truth),
+        "ssim": metrics.ssim(grid[setting], edit.truth),
+        "grid": {s: [v.reached, v.kept, round(metrics.psnr(grid[s], edit.truth), 2)]
+                 for s, v in verdicts.items()},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if not method.startswith("imagic"):
+        return found, [grid[setting]]
+    found["reconstruction"] = metrics.psnr(grid[0.0], edit.source)
+    found["autoencoder"] = metrics.psnr(host.decode(host.encode(edit.source)), edit.source)
+    return found, [grid[0.0], grid[setting]]
+
+
+def write(path: Path, results: dict[str, list[dict]], network: str) -> None:
+    """The table and all that it is made of."""
+    path.write_text(json.dumps(
+        {"methods": table(results), "edits": results, "network": network}, indent=1) + "\n")
+
+
+def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
+    """The results of several parts, edits in order."""
+    results: dict[str, list[dict]] = {}
+    for part in parts:
+        said = json.loads(part.read_text())
+        for name, each in said["edits"].items():
+            results.setdefault(name, []).extend(each)
+    return {n: sorted(each, key=lambda e: e["edit"]) for n, each in results.items()}, (
+        said["network"])
+
+
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--edits", type=int, default=60)
+    parser.add_argument("--part", default="1/1", help="K/N: every N-th edit from the K-th")
+    parser.add_argument("--merge", type=Path, nargs="*", help="instead: put the JSON of parts"
+                        " together")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--living", action="store_true",
+                        help="the miniature's living channels alone: eight times as fast")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--world", type=Path, default=TESTS / "miniature" / "edits.py")
     parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
+    if arguments.merge:
+        results, network = merge(arguments.merge)
+        write(arguments.json, results, network)
+        show(table(results))
+        return
     if arguments.comfyui is None:
         parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
+    if arguments.living and arguments.checkpoint:
+        parser.error("--living knows the miniature's own checkpoint only")
     world = module_from(arguments.world)
     checkpoint = arguments.checkpoint or build.build(
         Path(tempfile.mkdtemp()) / "miniature.safetensors")
-    host, judge = Host(arguments.comfyui, checkpoint), world.Judge()
+    host, judge = Host(arguments.comfyui, checkpoint, arguments.living), world.Judge()
+    network = f"{checkpoint.name}{', living channels' if arguments.living else ''}"
 
     results: dict[str, list[dict]] = {name: [] for name in arguments.methods}
     sheet = []
-    for edit in world.edits(arguments.edits):
+    part, parts = map(int, arguments.part.split("/"))
+    for edit in world.edits(arguments.edits)[part - 1 :: parts]:
         shown = [edit.source, edit.truth]
         for name in arguments.methods:
-            method, default = METHODS[name]
-            started = time.monotonic()
-            with host.torch.inference_mode():
-                grid = method(host, edit)
-            setting = choose(grid, default, judge, edit)
-            verdict = judge(edit, grid[setting])
-            found = {
-                "edit": edit.name, "setting": setting, "reached": verdict.reached,
-                "kept": verdict.kept, "psnr": metrics.psnr(grid[setting], edit.truth),
-                "ssim": metrics.ssim(grid[setting], edit.truth),
-                "seconds": round(time.monotonic() - started, 1),
-            }
-            if name.startswith("imagic"):
-                found["reconstruction"] = metrics.psnr(grid[0.0], edit.source)
-                shown.append(grid[0.0])
+            found, pictures = run(host, edit, name, judge)
             results[name].append(found)
-            shown.append(grid[setting])
+            shown += pictures
             print(name, json.dumps(found), flush=True)
         sheet.append(np.concatenate(shown, axis=1))
         # after every edit, so that a run cut short is not lost
-        rows = table(results)
-        arguments.json.write_text(json.dumps(
-            {"methods": rows, "edits": results, "checkpoint": checkpoint.name}, indent=1) + "\n")
+        write(arguments.json, results, network)
         if arguments.sheet:
             Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
     show(table(results))

@@ -41,7 +41,8 @@ def test_defaults_are_on_the_grid(default, settings):
 
 def test_table_compares_edit_by_edit_and_kept_needs_reached():
     def found(*psnrs, reached=True):
-        return [{"reached": reached, "kept": True, "psnr": p, "ssim": 0.5, "reconstruction": 20.0}
+        return [{"reached": reached, "kept": True, "psnr": p, "ssim": 0.5, "reconstruction": 20.0,
+                 "autoencoder": 21.0}
                 for p in psnrs]
 
     rows = counterfactual.table({"imagic": found(20, 10, 16, 16), "sdedit": found(15, 15, 15, 17),
@@ -63,3 +64,20 @@ def test_edits_are_of_held_out_dogs_and_change_one_attribute():
         assert before != after and "dog" in before & after
     again = edits.edits(12)
     assert all((a.source == b.source).all() for a, b in zip(asked, again, strict=True))
+
+
+def test_parts_put_together_are_the_whole(tmp_path):
+    def one(number, psnr):
+        return {"edit": f"{number:03d} pose", "reached": True, "kept": True, "psnr": psnr,
+                "ssim": 0.5}
+
+    for part, numbers in (("a", (0, 2)), ("b", (1, 3))):
+        counterfactual.write(tmp_path / part, {
+            "sdedit": [one(n, 10.0 + n) for n in numbers],
+            "ddib": [one(n, 10.5 + n % 2) for n in numbers]}, "some")
+    results, network = counterfactual.merge([tmp_path / "a", tmp_path / "b"])
+    assert network == "some"
+    assert [e["psnr"] for e in results["sdedit"]] == [10, 11, 12, 13]
+    rows = counterfactual.table(results)
+    assert rows["sdedit"]["nearer_than_ddib"] == 0.5
+    assert rows["ddib"]["psnr_to_truth"] == 11
