@@ -24,6 +24,8 @@ class Settings:
         micro_batch: draws that pass through the model together. It bounds the memory and leaves
             the result as it is, but for rounding.
         stratified: spread each step's timesteps evenly over the schedule.
+        decay: lower the learning rate linearly, so that the last step ends at rest instead of
+            wherever the noise of its draws had kicked it.
     """
 
     steps: int
@@ -32,6 +34,7 @@ class Settings:
     batch_size: int = 1
     micro_batch: int = 1
     stratified: bool = False
+    decay: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ def fit(
         )
         loss, estimate = _accumulate(denoiser, x0, embedding, draws, settings, scaler, mask)
         losses.append(loss)
+        if settings.decay:
+            rest = 1 - (step - 1) / settings.steps
+            optimiser.param_groups[0]["lr"] = settings.learning_rate * rest
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {step} is {loss}: the learning rate {settings.learning_rate:g} "
