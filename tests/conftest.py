@@ -112,6 +112,34 @@ def server(comfyui_folder: Path, tiny_checkpoint: Path) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def small_models(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``models`` folder with every model family whole and tiny; see ``miniature.whole``."""
+    from miniature.whole import write_models
+
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def families_server(comfyui_folder: Path, small_models: Path) -> Iterator[Server]:
+    """A real server with the pack that can load ``small_models``, and no models of full size."""
+    with serve(
+        comfyui_folder,
+        Path(sys.executable),
+        REPOSITORY,
+        models=small_models,
+        more_packs=[REPOSITORY / "tests/host/small_models"],
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def families_client(families_server: Server) -> Iterator[Client]:
+    """A front end of its own, connected to the server of the model families."""
+    with Client(families_server.url) as connected:
+        yield connected
+
+
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
     """A front end of its own, connected to the server."""

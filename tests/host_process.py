@@ -32,16 +32,29 @@ def link_folder(link: Path, target: Path) -> None:
         link.symlink_to(target, target_is_directory=True)
 
 
-def make_base(folder: Path, pack: Path, checkpoints: Iterable[Path] = ()) -> None:
-    """Lay out a ComfyUI base directory with ``pack`` as its only custom node.
+def make_base(
+    folder: Path,
+    pack: Path,
+    checkpoints: Iterable[Path] = (),
+    models: Path | None = None,
+    more_packs: Iterable[Path] = (),
+) -> None:
+    """Lay out a ComfyUI base directory with ``pack`` and ``more_packs`` as its custom nodes.
 
-    Checkpoints are linked, or copied where the system has no links for files.
+    Checkpoints, and the files in the folders of ``models``, are linked, or copied where the system
+    has no links for files.
     """
     for name in ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     link_folder(folder / "custom_nodes" / PACK, pack)
+    for other in more_packs:
+        link_folder(folder / "custom_nodes" / other.name, other)
     for checkpoint in checkpoints:
         put_file(checkpoint, folder / "models/checkpoints" / checkpoint.name)
+    for file in models.glob("*/*") if models else ():
+        target = folder / "models" / file.relative_to(models)
+        target.parent.mkdir(exist_ok=True)
+        put_file(file, target)
 
 
 def put_file(source: Path, target: Path) -> None:
@@ -55,7 +68,7 @@ def put_file(source: Path, target: Path) -> None:
 
 
 def base_arguments(base: Path) -> list[str]:
-    """Return ComfyUI's options that keep it within ``base``, and the pack its only addition."""
+    """Return ComfyUI's options that keep it within ``base``, its packs the only additions."""
     return [
         "--base-directory", str(base),
         "--user-directory", str(base / "user"),
@@ -64,7 +77,7 @@ def base_arguments(base: Path) -> list[str]:
         "--disable-api-nodes",
         # An extra_model_paths.yaml of the user's may bring custom nodes back.
         "--disable-all-custom-nodes",
-        "--whitelist-custom-nodes", PACK,
+        "--whitelist-custom-nodes", *(pack.name for pack in (base / "custom_nodes").iterdir()),
     ]  # fmt: skip
 
 
@@ -105,21 +118,24 @@ def serve(
     pack: Path,
     checkpoints: Iterable[Path] = (),
     *,
+    models: Path | None = None,
+    more_packs: Iterable[Path] = (),
     cpu: bool = True,
     options: Iterable[str] = (),
     timeout: float = 240,
 ) -> Iterator[Server]:
     """Start a server on a free loopback port; yield it when it answers; end it always.
 
-    It reads and writes only a temporary base directory, removed afterwards, in which the pack is
-    the only custom node and ``checkpoints`` are the only models.
+    It reads and writes only a temporary base directory, removed afterwards, in which ``pack`` and
+    ``more_packs`` are the only custom nodes, and ``checkpoints`` and what lies in the folders of
+    ``models`` (``checkpoints``, ``vae`` and so on) the only models.
 
     Raises:
         ServerError: it ended before it answered, or ``timeout`` seconds passed.
     """
     base = Path(tempfile.mkdtemp(prefix="imagic-host-"))
     try:
-        make_base(base, pack, checkpoints)
+        make_base(base, pack, checkpoints, models, more_packs)
         port = free_port()
         log = base / "server.log"
         command = [
@@ -169,8 +185,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _remove(base: Path) -> None:
-    link = base / "custom_nodes" / PACK
-    # First the link, so that no way of removing a folder can follow it into the repository.
+    # First the links, so that no way of removing a folder can follow one into the repository.
     with contextlib.suppress(OSError):
-        link.rmdir() if os.name == "nt" else link.unlink()
+        for link in (base / "custom_nodes").iterdir():
+            link.rmdir() if os.name == "nt" else link.unlink()
     shutil.rmtree(base, ignore_errors=True)

@@ -7,12 +7,14 @@ weight gets a random value, and the state dict is a file for ``UNETLoader`` (fol
 directly, with the widths and entries that the host's own text-encode nodes give.
 
 Some families have their width fixed by constants in the detection, so that even one block of them
-takes gigabytes. `small_constants` shrinks those constants while tests build, load and use them;
-the detection, the classes and the sampling stay the host's.
+takes gigabytes; so have all text encoders and autoencoders. `small_constants` shrinks those
+constants while tests build, load and use them; the detection, the classes and the sampling stay
+the host's. Text encoders and autoencoders are in `whole`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +39,14 @@ SMALL_CONSTANTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# The same, by the `model_type` of a text encoder's configuration: what a text encoder puts out
+# keeps its shape, as the network asks for it.
+SMALL_ENCODERS: dict[str, dict[str, Any]] = {
+    "clip_text_model": {"num_hidden_layers": 3, "intermediate_size": 64},
+    "t5": {"num_layers": 1, "d_ff": 64, "d_kv": 8, "num_heads": 2},
+}
+SMALL_AUTOENCODER = {"ch": 32, "num_res_blocks": 1}
+
 
 @dataclass(frozen=True)
 class Family:
@@ -44,6 +54,10 @@ class Family:
 
     name: str
     title: str
+    text_encoders: tuple[str, ...]
+    """Names in `whole.TEXT_ENCODERS`, in the order of the host's loader."""
+    clip_type: str
+    """What the host's loader of text encoders calls the family; "" where it does not ask."""
     config_class: str
     """Name of the `comfy.supported_models` class."""
     model_class: str
@@ -143,12 +157,12 @@ def latent(
 
 @contextmanager
 def small_constants() -> Iterator[None]:
-    """Let the host's detection give small values where it has constants for large models.
+    """Let the host use small values where it has constants for large models.
 
     Builds and loads must both be inside, for a file built inside cannot be loaded outside. What was
     loaded inside can be used outside.
     """
-    from comfy import model_detection
+    from comfy import model_detection, sd, sd1_clip
 
     detect = model_detection.detect_unet_config
 
@@ -158,7 +172,29 @@ def small_constants() -> Iterator[None]:
             config.update(SMALL_CONSTANTS.get(config.get("image_model"), {}))
         return config
 
-    with mock.patch.object(model_detection, "detect_unet_config", detect_small):
+    encoder = sd1_clip.SDClipModel.__init__
+
+    def small_encoder(
+        self: Any, *args: Any, textmodel_json_config: Any = None, **kwargs: Any
+    ) -> None:
+        config = textmodel_json_config
+        if config is None:
+            config = Path(sd1_clip.__file__).with_name("sd1_clip_config.json")
+        if not isinstance(config, dict):
+            config = json.loads(Path(config).read_text(encoding="utf-8"))
+        config = {**config, **SMALL_ENCODERS.get(config.get("model_type", ""), {})}
+        encoder(self, *args, textmodel_json_config=config, **kwargs)
+
+    autoencoder = sd.AutoencoderKL
+
+    def small_autoencoder(*args: Any, ddconfig: dict[str, Any], **kwargs: Any) -> Any:
+        return autoencoder(*args, ddconfig={**ddconfig, **SMALL_AUTOENCODER}, **kwargs)
+
+    with (
+        mock.patch.object(model_detection, "detect_unet_config", detect_small),
+        mock.patch.object(sd1_clip.SDClipModel, "__init__", small_encoder),
+        mock.patch.object(sd, "AutoencoderKL", small_autoencoder),
+    ):
         yield
 
 
@@ -320,46 +356,55 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family(
-            "sd15", "Stable Diffusion 1.x", "SD15", "BaseModel", "EPS",
+            "sd15", "Stable Diffusion 1.x", ("clip_l",), "stable_diffusion",
+            "SD15", "BaseModel", "EPS",
             lambda: _sd1(4), 4, 8, 768, pooled_width=768,
         ),
         Family(
-            "sd15_inpaint", "Stable Diffusion 1.x inpainting", "SD15", "BaseModel", "EPS",
+            "sd15_inpaint", "Stable Diffusion 1.x inpainting", ("clip_l",), "stable_diffusion",
+            "SD15", "BaseModel", "EPS",
             lambda: _sd1(9), 4, 8, 768, pooled_width=768, concat="inpaint",
         ),
         Family(
-            "sd2_v", "Stable Diffusion 2.x, v-prediction", "SD20", "BaseModel", "V_PREDICTION",
+            "sd2_v", "Stable Diffusion 2.x, v-prediction", ("clip_h",), "stable_diffusion",
+            "SD20", "BaseModel", "V_PREDICTION",
             _sd2, 4, 8, 1024, pooled_width=1024, extra_keys=_v_prediction_mark,
         ),
         Family(
-            "sdxl", "Stable Diffusion XL", "KOALA_700M", "SDXL", "EPS",
+            "sdxl", "Stable Diffusion XL", ("clip_l", "clip_g"), "sdxl",
+            "KOALA_700M", "SDXL", "EPS",
             _sdxl, 4, 8, 2048, pooled_width=1280, uses_pooled=True,
             entries={"width": 64, "height": 64, "crop_w": 0, "crop_h": 0,
                      "target_width": 64, "target_height": 64},
             scalars=("width", "crop_h", "target_height"),
         ),
         Family(
-            "sd3", "Stable Diffusion 3", "SD3", "SD3", "FLOW",
+            "sd3", "Stable Diffusion 3", ("clip_l", "clip_g", "t5xxl"), "",
+            "SD3", "SD3", "FLOW",
             _sd3, 16, 8, 4096, pooled_width=2048, uses_pooled=True, tokens=154,
         ),
         Family(
-            "flux", "Flux", "Flux", "Flux", "FLUX",
+            "flux", "Flux", ("clip_l", "t5xxl"), "flux",
+            "Flux", "Flux", "FLUX",
             _flux, 16, 8, 4096, pooled_width=768, uses_pooled=True, tokens=256,
             entries={"guidance": 3.5}, scalars=("guidance",), large=True,
         ),
         Family(
             # Its position embedding divides by zero for latents of 32 cells a side or fewer on
             # average, hence the long strip.
-            "pixart", "PixArt Sigma", "PixArtSigma", "PixArt", "EPS",
+            "pixart", "PixArt Sigma", ("t5xxl",), "pixart",
+            "PixArtSigma", "PixArt", "EPS",
             _pixart, 4, 8, 4096, size=(8, 58), tokens=120,
         ),
         Family(
-            "radiance", "Chroma Radiance", "ChromaRadiance", "ChromaRadiance", "FLUX",
+            "radiance", "Chroma Radiance", ("t5xxl",), "chroma",
+            "ChromaRadiance", "ChromaRadiance", "FLUX",
             _radiance, 3, 1, 4096, size=(32, 32), tokens=64,
             entries={"guidance": 0.0}, scalars=("guidance",), large=True,
         ),
         Family(
-            "x4_upscaler", "Stable Diffusion x4 upscaler", "SD_X4Upscaler", "SD_X4Upscaler",
+            "x4_upscaler", "Stable Diffusion x4 upscaler", ("clip_h",), "stable_diffusion",
+            "SD_X4Upscaler", "SD_X4Upscaler",
             "V_PREDICTION", _x4, 4, 4, 1024, pooled_width=1024, size=(16, 16), concat="upscale",
             entries={"noise_augmentation": 0.1}, scalars=("noise_augmentation",),
         ),
