@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from miniature import families
 
 Result = tuple[Any, ...]
 
@@ -86,6 +88,20 @@ def load(checkpoint: Any, **model_options: Any) -> Any:
         return comfy.sd.load_checkpoint_guess_config(
             str(checkpoint), output_vae=False, output_clip=False, model_options=model_options
         )[0]
+
+
+def load_family(name: str, folder: Path, **model_options: Any) -> tuple[families.Family, Any]:
+    """A model family and its tiny MODEL, as UNETLoader makes it; ``folder`` is left empty."""
+    import comfy.sd
+
+    family = families.FAMILIES[name]
+    path = folder / f"{name}.safetensors"
+    with families.small_constants():
+        family.build(path)
+        with torch.inference_mode():
+            model = comfy.sd.load_diffusion_model(str(path), model_options=model_options)
+    path.unlink()
+    return family, model
 
 
 def conditioning(seed: int = 0, tokens: int = 77, width: int = 768) -> Any:

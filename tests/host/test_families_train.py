@@ -15,17 +15,7 @@ RATES = {"full": 1e-4, "lora": 2e-4}
 
 @pytest.fixture(scope="module", params=list(families.FAMILIES))
 def loaded(request, comfy, tmp_path_factory):
-    """A family and its tiny model, as UNETLoader would load it."""
-    import comfy.sd
-
-    family = families.FAMILIES[request.param]
-    path = tmp_path_factory.mktemp("families") / f"{family.name}.safetensors"
-    with families.small_constants():
-        family.build(path)
-        with torch.inference_mode():
-            model = comfy.sd.load_diffusion_model(str(path))
-    path.unlink()
-    return family, model
+    return imagic.load_family(request.param, tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,8 @@ RATES = {"full": 3e-4, "attention": 3e-3, "lora": 3e-3}
 
 @pytest.fixture(scope="module", params=DTYPES)
 def flow_model(request, comfy, tmp_path_factory):
-    path = families.FAMILIES["sd3"].build(tmp_path_factory.mktemp("models") / "flow.safetensors")
     dtype = DTYPES[request.param]
-    with torch.inference_mode():
-        import comfy.sd
-
-        loaded = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": dtype})
+    _, loaded = imagic.load_family("sd3", tmp_path_factory.mktemp("models"), dtype=dtype)
     stored = {p.dtype for n, p in loaded.model.named_parameters() if "attn.qkv" in n}
     assert stored == {dtype}
     return loaded

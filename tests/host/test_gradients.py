@@ -1,0 +1,67 @@
+"""Gradients of the loss by the embedding, against finite differences, on the host's own networks.
+
+Computed in float64 within the network; the host rounds its output to float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from miniature import families
+from torch import Tensor
+
+from host import imagic
+
+
+@pytest.fixture(scope="module", params=list(families.FAMILIES))
+def loaded(request, comfy, tmp_path_factory):
+    return imagic.load_family(request.param, tmp_path_factory.mktemp("families"))
+
+
+def slope(loss: Callable[[Tensor], float], at: Tensor, direction: Tensor, step: float) -> float:
+    """Derivative of `loss` along `direction`, with the error of the fourth order in `step`."""
+
+    def difference(h: float) -> float:
+        return (loss(at + h * direction) - loss(at - h * direction)) / (2 * h)
+
+    return (4 * difference(step / 2) - difference(step)) / 3
+
+
+def test_gradient_is_the_slope_of_the_loss(pack, loaded):
+    family, model = loaded
+    host, core = imagic.Pack(pack).host, pack.imagic_core.objective
+    text = host.read_text("test", "text", families.conditioning(family, seed=1))
+    x0, _ = host.read_image("test", model, families.latent(family, seed=2))
+    with host.training(model, x0, text, compute_dtype=torch.float64) as (denoiser, x0):
+        draws = core.draw(denoiser.sigmas, x0, 2, torch.Generator().manual_seed(3))
+
+        def loss(*tensors: Tensor) -> Tensor:
+            denoiser.passes = 0  # the same noise on an upscaler's low-resolution picture
+            return core.reconstruction_loss(denoiser, x0, core.Embedding(*tensors), draws)[0]
+
+        leaves = [tensor.double().requires_grad_() for tensor in text.embedding.tensors()]
+        loss(*leaves).backward()
+        points = [leaf.detach() for leaf in leaves]
+        generator = torch.Generator().manual_seed(4)
+        for i, (leaf, point) in enumerate(zip(leaves, points, strict=True)):
+
+            @torch.no_grad()
+            def along(tensor: Tensor, i: int = i) -> float:
+                return loss(*points[:i], tensor, *points[i + 1 :]).double().item()
+
+            anywhere = torch.randn(point.shape, generator=generator, dtype=torch.float64)
+            anywhere *= point.norm() / anywhere.norm()
+            if leaf.grad is None:
+                assert i == 1 and not family.uses_pooled
+                assert along(point) == along(point + anywhere)
+                continue
+            steepest = leaf.grad * point.norm() / leaf.grad.norm()
+            expected = (leaf.grad * steepest).sum().item()
+            assert slope(along, point, steepest, 2e-3) == pytest.approx(expected, rel=5e-4)
+            # The steepest direction does not see what the gradient misses; any other does.
+            usual = expected / point.numel() ** 0.5
+            assert slope(along, point, anywhere, 0.1) == pytest.approx(
+                (leaf.grad * anywhere).sum().item(), abs=5e-3 * usual
+            )
