@@ -31,6 +31,8 @@ class Given:
     photograph: Output
     """IMAGE at the size that the model works at."""
     latent: Output
+    sentence: Output | None
+    """The sentence as text, where more than one node reads it."""
     target: Output
     negative: Output
 
@@ -39,7 +41,8 @@ def given(
     w: Workflow,
     model: Model = SD15,
     megapixels: float = 0.25,
-    sentence: str | Output = SENTENCE,
+    sentence: str = SENTENCE,
+    shared: bool = False,
     size_note: str = "SD 1.x: 0.25 megapixels, as many as 512 x 512. SDXL: 1.",
 ) -> Given:
     """Checkpoint, photograph, sentence: two columns.
@@ -48,7 +51,8 @@ def given(
         w: where to add them.
         model: the checkpoint.
         megapixels: size that the photograph is scaled to.
-        sentence: of the target, or the node that has it.
+        sentence: what the picture shall show.
+        shared: whether other nodes read the sentence, too.
         size_note: what to say of ``megapixels``.
     """
     w.column(PHOTOGRAPH)
@@ -70,11 +74,16 @@ def given(
         "one under it is the negative prompt; it takes no part in the training.",
         (400, 140),
     )
-    target = w.node("CLIPTextEncode", (400, 140), clip=checkpoint["CLIP"], text=sentence)
+    text, height = None, 140
+    if shared:
+        text, height = w.node("PrimitiveStringMultiline", (400, 100), value=sentence)["STRING"], 0
+    target = w.node(
+        "CLIPTextEncode", (400, height), clip=checkpoint["CLIP"], text=text or sentence
+    )
     negative = w.node("CLIPTextEncode", (400, 110), clip=checkpoint["CLIP"], text="")
     scaled, latent = encoded(w, photograph["IMAGE"], checkpoint["VAE"], megapixels)
     return Given(
-        checkpoint, photograph["IMAGE"], scaled, latent, target["CONDITIONING"],
+        checkpoint, photograph["IMAGE"], scaled, latent, text, target["CONDITIONING"],
         negative["CONDITIONING"],
     )  # fmt: skip
 
@@ -148,6 +157,8 @@ def decoded(w: Workflow, latent: Output, vae: Output, width: int = 360) -> Outpu
     return w.node("VAEDecode", (width, 0), samples=latent, vae=vae)["IMAGE"]
 
 
-def saved(w: Workflow, image: Output, name: str) -> None:
+def saved(
+    w: Workflow, image: Output, name: str, size: tuple[int, int] = (480, 580)
+) -> None:
     """Show and save a picture."""
-    w.node("SaveImage", (480, 580), images=image, filename_prefix=name)
+    w.node("SaveImage", size, images=image, filename_prefix=name)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from browser import workflows_baselines, workflows_models
 from browser.canvas import Workflow
 from browser.parts import (
-    SENTENCE,
     Model,
     decoded,
     given,
@@ -62,7 +61,7 @@ def imagic_eta_sheet() -> Workflow:
     rows = {}
     for title, model in (
         ("As fine-tuned", tuned["model"]),
-        ("As loaded: what fine-tuning is for", g.checkpoint["MODEL"]),
+        ("As loaded, for comparison", g.checkpoint["MODEL"]),
     ):
         w.column(title)
         drawn = sampled(w, model, sweep["conditioning"], g.negative, g.latent)
@@ -70,9 +69,9 @@ def imagic_eta_sheet() -> Workflow:
     w.column("Choose")
     sheet = w.node(
         "ImagicContactSheet", (480, 0), images=rows["As fine-tuned"], etas=sweep["etas"],
-        pretrained=rows["As loaded: what fine-tuning is for"], original=g.photograph,
+        pretrained=rows["As loaded, for comparison"], original=g.photograph,
     )  # fmt: skip
-    saved(w, sheet["sheet"], "imagic_eta_sheet")
+    saved(w, sheet["sheet"], "imagic_eta_sheet", (960, 400))
 
     w.column("Keep")
     w.note(
@@ -91,9 +90,7 @@ def imagic_eta_sheet() -> Workflow:
 def imagic_choose_eta() -> Workflow:
     """The paper's figure 9: fidelity and alignment over eta, and the eta that they recommend."""
     w = Workflow()
-    w.column("Your sentence")
-    sentence = w.node("PrimitiveStringMultiline", (320, 140), value=SENTENCE)["STRING"]
-    g = given(w, sentence=sentence)
+    g = given(w, shared=True)
     optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
 
     w.column("A range of eta")
@@ -121,7 +118,7 @@ def imagic_choose_eta() -> Workflow:
     )
     score = w.node(
         "ImagicScoreEdits", (380, 0), images=pictures, original=g.photograph, etas=sweep["etas"],
-        clip_vision=clip_vision["CLIP_VISION"], clip=clip["CLIP"], text=sentence,
+        clip_vision=clip_vision["CLIP_VISION"], clip=clip["CLIP"], text=g.sentence,
     )  # fmt: skip
     w.node("PreviewAny", (380, 320), source=score["table"])
 
@@ -137,7 +134,7 @@ def imagic_choose_eta() -> Workflow:
     sheet = w.node(
         "ImagicContactSheet", (480, 0), images=pictures, etas=sweep["etas"], original=g.photograph
     )
-    w.node("PreviewImage", (720, 340), images=sheet["sheet"])
+    w.node("PreviewImage", (960, 340), images=sheet["sheet"])
     return w
 
 

@@ -45,7 +45,9 @@ def baseline_ddib() -> Workflow:
     _, latent = encoded(w, photograph["IMAGE"], checkpoint["VAE"], 0.25)
 
     w.column("From the photograph to its noise")
-    sigmas = w.node("BasicScheduler", (360, 0), model=checkpoint["MODEL"], steps=50)["SIGMAS"]
+    sigmas = w.node(
+        "BasicScheduler", (360, 0), model=checkpoint["MODEL"], scheduler="normal", steps=50,
+    )["SIGMAS"]  # fmt: skip
     flipped = w.node("FlipSigmas", (360, 0), sigmas=sigmas)["SIGMAS"]
     ddim = w.node("KSamplerSelect", (360, 0), sampler_name="ddim")["SAMPLER"]
     common = {

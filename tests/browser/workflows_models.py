@@ -5,7 +5,6 @@ from __future__ import annotations
 from browser.canvas import Workflow
 from browser.parts import (
     ETA_NOTE,
-    SENTENCE,
     TRAINING,
     decoded,
     encoded,
@@ -86,15 +85,14 @@ def imagic_flux() -> Workflow:
 def imagic_cascade() -> Workflow:
     """The paper's Imagen version: a base model, then a super-resolution model that learns, too."""
     w = Workflow()
-    w.column("Your sentence")
-    sentence = w.node("PrimitiveStringMultiline", (320, 140), value=SENTENCE)["STRING"]
+    w.column("The paper's cascade")
     w.note(
         "As the paper does with Imagen: a base model edits, and **a super-resolution model, "
-        "taught the photograph's details under your sentence**, draws the result four times as "
-        "large. Both checkpoints have a text encoder and a VAE of their own.",
-        (320, 170),
+        "taught the photograph's details under your sentence**, draws the result larger. Each "
+        "checkpoint has a text encoder and a VAE of its own.",
+        (260, 190),
     )
-    g = given(w, sentence=sentence)
+    g = given(w, shared=True)
     optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
     mix = mixed(w, g.target, optimized["optimized"])
     edit = sampled(w, tuned["model"], mix, g.negative, g.latent)
@@ -112,7 +110,7 @@ def imagic_cascade() -> Workflow:
     upscaler = w.node("CheckpointLoaderSimple", (400, 0), (X4,), ckpt_name=X4["name"])
     texts = [
         w.node("CLIPTextEncode", (400, 110), clip=upscaler["CLIP"], text=text)["CONDITIONING"]
-        for text in (sentence, "")
+        for text in (g.sentence, "")
     ]
     positive, negative = texts
     large, latent = encoded(w, g.loaded, upscaler["VAE"], 1.0)

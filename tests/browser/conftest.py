@@ -1,0 +1,36 @@
+"""Fixtures of the tests in a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser.editor import Editor, open_editor
+from browser.examples import edit_file, put, stock
+from browser.workflows import WORKFLOWS
+from host_process import Server
+from PIL import Image
+
+
+@pytest.fixture(scope="package")
+def stocked(server: Server, tiny_checkpoint: Path) -> Server:
+    """The server with a file for each that the example workflows name, so that none is missing."""
+    stock(server.base, list(WORKFLOWS), tiny_checkpoint)
+    put(tiny_checkpoint, edit_file(server.base))
+    Image.effect_noise((150, 100), 60).convert("RGB").save(server.base / "input/example.png")
+    return server
+
+
+@pytest.fixture(scope="package")
+def editor(stocked: Server, chromium: str) -> Iterator[Editor]:
+    with open_editor(chromium, stocked.url) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def no_complaint(editor: Editor) -> Iterator[None]:
+    """No test may leave an error in the browser's console."""
+    editor.errors.clear()
+    yield
+    assert editor.errors == []
