@@ -1,7 +1,7 @@
 """Does the miniature draw what the sentence says, and is it more than a memory?
 
     COMFYUI_PATH=... python tests/benchmarks/samples.py --json OUT.json [--sheet OUT.png]
-                     [--count N] [--training N]
+                     [--count N] [--training N] [--living]
 
 Draws through the real host's KSampler and has the reader look. Then compares each sample's
 nearest training picture with that of held-out renders: a model that copies its training pictures
@@ -50,12 +50,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=512)
     parser.add_argument("--training", type=int, default=8192,
                         help="training pictures to look for copies in")
+    parser.add_argument("--living", action="store_true",
+                        help="the living channels alone: eight times as fast")
     parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
     if arguments.comfyui is None:
         parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     host = Host(arguments.comfyui,
-                build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors"))
+                build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors"), arguments.living)
 
     cells = [world.Attributes(*c) for c in
              itertools.product(world.POSES, world.PLACES, world.ACCESSORIES)]
