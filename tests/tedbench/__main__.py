@@ -16,6 +16,7 @@ is left in a server's input and output folders: pictures go through its temporar
 
 import argparse
 import dataclasses
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -129,6 +130,8 @@ def report(store: Store, fixed: Protocol) -> None:
 def main() -> int:
     """Do what the command line says; return the exit code."""
     given = arguments()
+    # A run that is ended by its scheduler takes its prompts back as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if given.command == "run":
             return run(given)
