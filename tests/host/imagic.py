@@ -11,6 +11,9 @@ from miniature import families
 
 Result = tuple[Any, ...]
 
+PREDICTS = {"EPS": "noise", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
+"""What a network puts out, by the host's name for the kind of model."""
+
 
 class Pack:
     """The three nodes under short names, run under the executor's inference mode."""
@@ -78,6 +81,46 @@ class Pack:
                 torch.zeros_like(samples), samples, Probe(), torch.tensor([1.0, 0.0]), seed=0
             )
         return sum(losses) / len(losses)
+
+
+    def hand_off(
+        self,
+        model: Any,
+        text: Any,
+        latent: Any,
+        method: str,
+        *,
+        steps: int,
+        rate: float,
+        batch_size: int = 4,
+        draws: int = 8,
+        predicts: str = "flow",
+    ) -> tuple[float, float, float]:
+        """The loss before, at the end of fine-tuning, and of the returned MODEL.
+
+        The first and the last are `sampled_loss`; the model that came in must have the first
+        afterwards, too.
+        """
+        core = self.module.imagic_core
+        before = self.sampled_loss(model, text, latent, draws, predicts)
+        # As the node does it, but stopping to measure before the changes are handed over.
+        read = self.host.read_text("test", "text", text)
+        x0, _ = self.host.read_image("test", model, latent)
+        with torch.inference_mode():
+            changes = self.host.new_changes(model, method, 8, 4.0, 0)
+            with self.host.training(model, x0, read, changes) as (denoiser, x0):
+                settings = core.fit.Settings(steps, rate, 0, batch_size, batch_size)
+                core.finetune.finetune_model(
+                    denoiser, x0, read.embedding, changes, settings, lambda _: None
+                )
+                fixed = core.objective.draw(
+                    denoiser.sigmas, x0, draws, torch.Generator().manual_seed(1234)
+                )
+                ended = core.objective.mean_loss(denoiser, x0, read.embedding, fixed)
+            tuned = self.host.apply_lora(model, self.host.changes_to_lora(changes))
+        handed_over = self.sampled_loss(tuned, text, latent, draws, predicts)
+        assert self.sampled_loss(model, text, latent, draws, predicts) == before
+        return before, ended, handed_over
 
 
 def load(checkpoint: Any, **model_options: Any) -> Any:

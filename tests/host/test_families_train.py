@@ -9,7 +9,6 @@ from miniature import families
 
 from host import imagic
 
-PREDICTS = {"EPS": "noise", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
 RATES = {"full": 1e-4, "lora": 2e-4}
 
 
@@ -74,7 +73,7 @@ def test_the_loss_is_that_of_the_hosts_own_sampling(loaded, stage_a):
     nodes, target, image, _ = stage_a
     # The noise that upscalers add to their low-resolution picture is another in each pass.
     target = [[target[0][0], {**target[0][1], "noise_augmentation": 0.0}]]
-    expected = nodes.sampled_loss(model, target, image, 4, PREDICTS[family.prediction])
+    expected = nodes.sampled_loss(model, target, image, 4, imagic.PREDICTS[family.prediction])
     assert nodes.loss(model, target, image, 4) == pytest.approx(expected, rel=1e-3)
 
 
@@ -90,7 +89,7 @@ def test_recomputing_blocks_gives_the_same_gradient(loaded, stage_a):
 
 def test_readme_names_the_models_that_these_tests_train() -> None:
     rows = "\n".join(
-        f"| {family.title} | {PREDICTS[family.prediction]} "
+        f"| {family.title} | {imagic.PREDICTS[family.prediction]} "
         f"| {'tokens and pooled vector' if family.uses_pooled else 'tokens'} |"
         for family in families.FAMILIES.values()
     )

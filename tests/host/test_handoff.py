@@ -30,33 +30,13 @@ def flow_model(request, comfy, tmp_path_factory):
     return loaded
 
 
-def losses(pack, model, text, latent, method, steps=10, rate=None):
-    """The loss before, at the end of training, and of the returned MODEL in the host's sampler."""
-    nodes, core = imagic.Pack(pack), pack.imagic_core
-    before = nodes.sampled_loss(model, text, latent, 8)
-    # As the node does it, but stopping to measure before the changes are handed over.
-    read = nodes.host.read_text("test", "text", text)
-    x0, _ = nodes.host.read_image("test", model, latent)
-    with torch.inference_mode():
-        changes = nodes.host.new_changes(model, method, 8, 4.0, 0)
-        with nodes.host.training(model, x0, read, changes) as (denoiser, x0):
-            settings = core.fit.Settings(steps, rate or RATES[method], 0, 4, 4)
-            core.finetune.finetune_model(
-                denoiser, x0, read.embedding, changes, settings, lambda _: None
-            )
-            fixed = core.objective.draw(denoiser.sigmas, x0, 8, torch.Generator().manual_seed(1234))
-            ended = core.objective.mean_loss(denoiser, x0, read.embedding, fixed)
-        tuned = nodes.host.apply_lora(model, nodes.host.changes_to_lora(changes))
-    handed_over = nodes.sampled_loss(tuned, text, latent, 8)
-    assert nodes.sampled_loss(model, text, latent, 8) == before
-    return before, ended, handed_over
-
-
 @pytest.mark.parametrize("method", RATES)
 def test_every_method_in_every_number_format(pack, flow_model, method):
     family = families.FAMILIES["sd3"]
     text, latent = families.conditioning(family, seed=1), families.latent(family, seed=2)
-    before, ended, handed_over = losses(pack, flow_model, text, latent, method)
+    before, ended, handed_over = imagic.Pack(pack).hand_off(
+        flow_model, text, latent, method, steps=10, rate=RATES[method]
+    )
     assert ended < before * 0.99, "nothing was learned, so nothing is shown"
     assert handed_over == pytest.approx(ended, rel=2e-5)
 
@@ -82,8 +62,8 @@ def test_training_can_compute_in_another_number_format(pack, flow_model, trainin
 
 def test_small_steps_on_bfloat16_weights_are_not_rounded_away(pack, comfy, tiny_checkpoint):
     model = imagic.load(tiny_checkpoint, dtype=torch.bfloat16)
-    before, ended, handed_over = losses(
-        pack, model, imagic.conditioning(), imagic.latent(), "full", rate=5e-5
+    before, ended, handed_over = imagic.Pack(pack).hand_off(
+        model, imagic.conditioning(), imagic.latent(), "full", steps=10, rate=5e-5
     )
     assert ended < before * 0.99
     assert handed_over == pytest.approx(ended, rel=2e-5)
