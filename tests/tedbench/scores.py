@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from tedbench.benchmark import Edit
+from tedbench.page import BASELINES, OURS
 from tedbench.prompts import SCORES, score_prompt
 from tedbench.protocol import METHODS, Protocol
 from tedbench.servers import Server
@@ -122,7 +123,8 @@ def markdown(found: dict[str, Any], protocol: Protocol) -> str:
 
 
 def _is_shown(row: Row, protocol: Protocol) -> bool:
-    return row["method"] in METHODS and row["setting"] == protocol.shown(row["method"])
+    method = row["method"]
+    return method in (OURS, *BASELINES) and row["setting"] == protocol.shown(method)
 
 
 def report(store: Store, protocol: Protocol) -> dict[str, Any]:

@@ -289,6 +289,7 @@ def test_means_are_by_method_and_setting(kept: Store) -> None:
     text = (kept.folder / "scores.md").read_text()
     assert "| imagic | eta 0.50 (shown to people) | 0.5200 |" in text
     assert "| ddib |  (shown to people) |" in text
+    assert "| imagic_without_b | eta 0.50 | 0.5500 |" in text
     assert "Fidelity to the photograph is SSIM" in text and "was not measured" in text
     assert json.loads((kept.folder / "scores.json").read_text()) == found
 
