@@ -449,7 +449,8 @@ def test_the_command_names_what_failed(trial: Trial, start, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
-def test_ctrl_c_leaves_a_run_that_can_go_on(trial: Trial, start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
+def test_a_stopped_run_can_go_on(trial: Trial, start, tmp_path: Path, sent: int) -> None:
     server = start(seconds=1.0)
     run = subprocess.Popen(
         words(tmp_path, server.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -458,7 +459,7 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(trial: Trial, start, tmp_path: Path)
     while not server.ran and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.6)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(sent)
     _, told = run.communicate(timeout=30)
     assert run.returncode == 130 and "run the same command again to go on" in told
     assert "Traceback" not in told
