@@ -130,8 +130,9 @@ def report(store: Store, fixed: Protocol) -> None:
 def main() -> int:
     """Do what the command line says; return the exit code."""
     given = arguments()
-    # A run that is ended by its scheduler takes its prompts back as well.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A run that a scheduler ends, or a shell has in the background, takes its prompts back too.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     try:
         if given.command == "run":
             return run(given)
