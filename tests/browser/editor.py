@@ -170,7 +170,7 @@ def open_editor(chromium: str, url: str) -> Iterator[Editor]:
         browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
         try:
             page = browser.new_page(viewport={"width": 1600, "height": 1000})
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(180_000)
             editor = Editor(page)
             page.request.post(f"{url}/api/settings", data=SETTINGS)
             page.goto(url)
