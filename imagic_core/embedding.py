@@ -9,8 +9,8 @@ from torch import Tensor
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding
 
-DEFAULT = Settings(steps=100, learning_rate=5e-3, seed=0, batch_size=4)
-"""Fewer steps than the paper's, each on several draws and longer."""
+DEFAULT = Settings(100, 2e-2, seed=0, batch_size=4, stratified=True, decay=True, relative=True)
+"""Fewer steps than the paper's, each on several draws, longer, and coming to rest."""
 
 PAPER = Settings(steps=1000, learning_rate=2e-3, seed=0)
 """The paper's recipe for Stable Diffusion, section 4."""
@@ -47,5 +47,15 @@ def optimize_embedding(
         tensor.detach().float().clone().requires_grad_() for tensor in target.tensors()
     )
     embedding = Embedding(tokens, *pooled)
-    losses = fit(denoiser, x0, embedding, embedding.tensors(), settings, on_step, mask)
+    parameters = [
+        (_root_mean_square(tensor.detach()) if settings.relative else 1.0, [tensor])
+        for tensor in embedding.tensors()
+    ]
+    losses = fit(denoiser, x0, embedding, parameters, settings, on_step, mask)
     return Embedding(*(tensor.detach() for tensor in embedding.tensors())), losses
+
+
+def _root_mean_square(tensor: Tensor) -> float:
+    # Zeros are padding, of which some text encoders have more than half.
+    values = tensor[tensor != 0]
+    return values.square().mean().sqrt().item() if len(values) else 1.0

@@ -8,6 +8,7 @@ starts at nothing: the difference itself (`full`, `attention`) or a product of t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,10 +16,11 @@ from torch import Tensor
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding
 
+_SHORT = Settings(120, 4e-4, seed=0, batch_size=4, stratified=True, decay=True)
 METHODS = {
-    "lora": Settings(steps=100, learning_rate=1e-4, seed=0, batch_size=4),
-    "attention": Settings(steps=100, learning_rate=1e-4, seed=0, batch_size=4),
-    "full": Settings(steps=100, learning_rate=5e-5, seed=0, batch_size=4),
+    "lora": _SHORT,
+    "attention": replace(_SHORT, steps=150, learning_rate=1.2e-4),
+    "full": replace(_SHORT, steps=100, learning_rate=2e-5),
 }
 """Which weights can move, and the settings that each starts from."""
 
@@ -100,4 +102,4 @@ def finetune_model(
         FloatingPointError: the loss is no longer a finite number.
     """
     parameters = [p for change in changes.values() for p in change.parameters() if p.requires_grad]
-    return fit(denoiser, x0, optimized, parameters, settings, on_step, mask)
+    return fit(denoiser, x0, optimized, [(1.0, parameters)], settings, on_step, mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,8 @@ class Settings:
         stratified: spread each step's timesteps evenly over the schedule.
         decay: lower the learning rate linearly, so that the last step ends at rest instead of
             wherever the noise of its draws had kicked it.
+        relative: stage A only: the learning rate counts in units of each embedding's root mean
+            square, which is about 1 for CLIP's tokens and a tenth of that for T5's.
     """
 
     steps: int
@@ -35,6 +37,7 @@ class Settings:
     micro_batch: int = 1
     stratified: bool = False
     decay: bool = False
+    relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def fit(
     denoiser: Denoiser,
     x0: Tensor,
     embedding: Embedding,
-    parameters: Iterable[Tensor],
+    parameters: Sequence[tuple[float, Iterable[Tensor]]],
     settings: Settings,
     on_step: Callable[[Progress], None],
     mask: Tensor | None = None,
@@ -62,7 +65,8 @@ def fit(
         denoiser: the model; with ``embedding`` it must depend on ``parameters``.
         x0: [B, C, ...] the photographs' latents.
         embedding: e.
-        parameters: float32 leaves that require grad.
+        parameters: float32 leaves that require grad, and how many times the learning rate counts
+            for them.
         settings: steps, learning rate, seed and batch.
         on_step: called after each step; what it raises ends the training and passes through.
         mask: see ``reconstruction_loss``.
@@ -73,7 +77,13 @@ def fit(
     Raises:
         FloatingPointError: the loss is no longer a finite number.
     """
-    optimiser = torch.optim.Adam(list(parameters), lr=settings.learning_rate)
+    rates = [settings.learning_rate * share for share, _ in parameters]
+    optimiser = torch.optim.Adam(
+        [
+            {"params": list(leaves), "lr": r}
+            for r, (_, leaves) in zip(rates, parameters, strict=True)
+        ]
+    )
     # Half-precision gradients of this loss are of the order of 1e-7 and would vanish.
     scaler = torch.amp.GradScaler(x0.device.type, enabled=denoiser.compute_dtype == torch.float16)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -84,9 +94,9 @@ def fit(
         )
         loss, estimate = _accumulate(denoiser, x0, embedding, draws, settings, scaler, mask)
         losses.append(loss)
-        if settings.decay:
-            rest = 1 - (step - 1) / settings.steps
-            optimiser.param_groups[0]["lr"] = settings.learning_rate * rest
+        rest = 1 - (step - 1) / settings.steps if settings.decay else 1.0
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * rest
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {step} is {loss}: the learning rate {settings.learning_rate:g} "

@@ -1,7 +1,8 @@
 """Stages A and B agree with a plain PyTorch loop on diffusers' UNet with the same weights.
 
 The reference shares nothing with the pack but the draws of (t, eps): another implementation of
-the network, its own noise schedule (DDPMScheduler), its own loss, its own Adam.
+the network, its own noise schedule (DDPMScheduler), its own loss, its own Adam at PyTorch's own
+linearly decaying rate.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def reference(unet, x0, embedding, parameters, rate, draws):
     )
     levels = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5
     adam = torch.optim.Adam(parameters, lr=rate)
+    decay = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, total_iters=len(draws))
     losses = []
     for sigma, noise in draws:
         t = (levels[None] - sigma[:, None]).abs().argmin(1)
@@ -60,6 +62,7 @@ def reference(unet, x0, embedding, parameters, rate, draws):
         adam.zero_grad()
         loss.backward()
         adam.step()
+        decay.step()
         losses.append(loss.item())
     return losses
 
@@ -72,7 +75,9 @@ def draws(pack, model):
     image = torch.zeros(1, 4, 8, 8)
     with torch.inference_mode(False):
         drawn = [
-            pack.imagic_core.objective.draw(sigmas.clone(), image, BATCH, generator)
+            pack.imagic_core.objective.draw(
+                sigmas.clone(), image, BATCH, generator, stratified=True
+            )
             for _ in range(STEPS)
         ]
     return [(d.sigma, d.noise) for d in drawn]
@@ -85,7 +90,8 @@ def test_stage_a_agrees_with_diffusers(pack, model, unet, draws):
     )
     unet.requires_grad_(False)
     e = target[0][0].clone().requires_grad_()
-    losses = reference(unet, latent["samples"].clone() * 0.18215, e, [e], RATE_A, draws)
+    rate = RATE_A * e.detach().square().mean().sqrt().item()
+    losses = reference(unet, latent["samples"].clone() * 0.18215, e, [e], rate, draws)
 
     assert found_losses["loss"] == pytest.approx(losses, rel=1e-3)
     # Adam divides by the gradient's size, so the smallest gradients carry its rounding errors.

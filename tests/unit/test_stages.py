@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -80,6 +81,39 @@ def test_stage_a_first_step_is_adam_on_equation_3() -> None:
         strong = leaf.grad.abs() > 1e-6
         assert strong.any()
         torch.testing.assert_close(moved[strong], -leaf.grad.sign()[strong], rtol=0, atol=0.02)
+
+
+def test_a_relative_rate_counts_in_units_of_what_it_moves() -> None:
+    """A tenth of the embedding, padded with zeros, takes steps of a tenth of the size."""
+    denoiser, x0, e_tgt = ToyDenoiser(), photograph(), sentence()
+    tenth = Embedding(torch.cat([e_tgt.tokens / 10, torch.zeros_like(e_tgt.tokens)], 1))
+    one = replace(SETTINGS, steps=1, relative=True)
+    e_opt, _ = optimize_embedding(denoiser, x0, tenth, one, ignore)
+    moved = (e_opt.tokens - tenth.tokens).abs().max().item()
+    size = e_tgt.tokens.square().mean().sqrt().item()
+    assert moved == pytest.approx(one.learning_rate * size / 10, rel=0.02)
+
+
+class Watched(ToyDenoiser):
+    """Remembers the embedding of every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def predict(self, x_t, sigma, embedding):
+        self.seen.append(embedding.tokens.detach().clone())
+        return super().predict(x_t, sigma, embedding)
+
+
+@pytest.mark.parametrize("decay,rates", [(False, [1, 1, 1, 1]), (True, [1, 0.8, 0.6, 0.4])])
+def test_a_decaying_rate_comes_to_rest(decay, rates) -> None:
+    """Under a steady gradient, Adam's steps are as long as the learning rate."""
+    settings = Settings(5, 1e-4, seed=5, batch_size=512, micro_batch=512, decay=decay)
+    denoiser = Watched()
+    optimize_embedding(denoiser, photograph(), sentence(), settings, ignore)
+    moved = [(b - a).abs().max().item() for a, b in pairwise(denoiser.seen)]
+    assert moved == pytest.approx([1e-4 * rate for rate in rates], rel=0.15)
 
 
 def test_stage_b_lowers_the_loss_further_and_leaves_the_weights_alone() -> None:
