@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..imagic_core.finetune import METHODS, PAPER, finetune_model
-from ..imagic_core.fit import Settings
 from . import comfy_host, run
-from .progress import Reporter
 
 NAME = "Imagic Fine-tune Model"
 
@@ -97,36 +97,32 @@ class ImagicFinetuneModel(io.ComfyNode):
     ) -> io.NodeOutput:
         """Fine-tune a copy of ``model`` on ``image`` under ``optimized``."""
         if recipe == "paper":
-            method = "full"
-        comfy_host.check_trainable(NAME, model)
-        text = comfy_host.read_text(NAME, "optimized", optimized)
-        photographs, mask = comfy_host.read_image(NAME, model, image)
+            method, settings = "full", replace(PAPER, seed=seed)
+        else:
+            settings = replace(
+                METHODS[method],
+                steps=steps,
+                learning_rate=learning_rate,
+                seed=seed,
+                batch_size=batch_size,
+            )
 
-        own = Settings(steps, learning_rate, seed, batch_size)
-        chosen = run.settings(recipe, PAPER, own, photographs)
+        def stage(t: run.Training) -> tuple[dict[str, Tensor], list[float]]:
+            losses = finetune_model(
+                t.denoiser, t.x0, t.embedding, t.changes, t.settings, t.on_step, t.mask
+            )
+            return comfy_host.changes_to_lora(t.changes), losses
 
-        def train(recompute: bool) -> Any:
-            changes = comfy_host.new_changes(model, method, rank, alpha, seed)
-            with comfy_host.training(
-                model,
-                photographs,
-                text,
-                changes,
-                compute_dtype=run.DTYPES[training_dtype],
-                save_memory=recompute,
-            ) as (denoiser, x0):
-                e_opt = comfy_host.to_device(text.embedding, x0.device)
-                run.check_fits(NAME, "optimized", denoiser, x0, e_opt)
-                losses = finetune_model(
-                    denoiser,
-                    x0,
-                    e_opt,
-                    changes,
-                    chosen,
-                    Reporter(model, chosen.steps),
-                    None if mask is None else mask.to(x0.device),
-                )
-            return comfy_host.changes_to_lora(changes), losses
-
-        lora, losses = run.within_memory(NAME, save_memory, train)
+        lora, losses = run.train(
+            NAME,
+            "optimized",
+            model,
+            optimized,
+            image,
+            stage,
+            lambda: comfy_host.new_changes(model, method, rank, alpha, seed),
+            settings=settings,
+            training_dtype=training_dtype,
+            save_memory=save_memory,
+        )
         return io.NodeOutput(comfy_host.apply_lora(model, lora), lora, {"loss": losses})

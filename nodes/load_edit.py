@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from comfy_api.latest import io
 from ..imagic_core import edit_file
 from ..imagic_core.edit_file import Edit, EditFileError, Sentence
 from . import comfy_host, run
-from .save_edit import base_hash, weight_shapes
 
 NAME = "Imagic Load Edit"
 FOLDER = "imagic"
@@ -117,7 +115,7 @@ class ImagicLoadEdit(io.ComfyNode):
                 "save it again."
             ) from error
         try:
-            edit_file.check_weights(read.weights, weight_shapes(model))
+            edit_file.check_weights(read.weights, comfy_host.weight_shapes(model))
             check_width(read, model)
         except EditFileError as error:
             raise ValueError(
@@ -128,12 +126,12 @@ class ImagicLoadEdit(io.ComfyNode):
         if target is not None:
             check_target(read, target)
         info = describe(read)
-        if read.about.get("base_hash") != base_hash(model):
+        if read.about.get("base_hash") != comfy_host.base_hash(model):
             warning = (
                 f"'model' is not the one that {edit} was learned on, {base_name(read)}: the "
                 "photograph may not come back."
             )
-            logging.getLogger("comfyui-imagic").warning("%s: %s", NAME, warning)
+            comfy_host.LOGGER.warning("%s: %s", NAME, warning)
             info = f"Warning: {warning}\n{info}"
         weights = dict(read.weights)
         return io.NodeOutput(
@@ -157,9 +155,9 @@ def check_width(edit: Edit, model: Any) -> None:
     Raises:
         EditFileError: they differ.
     """
-    takes = model.model.model_config.unet_config.get("context_dim")
+    takes = comfy_host.context_width(model)
     width = edit.optimized.embedding.tokens.shape[-1]
-    if isinstance(takes, int) and width != takes:
+    if takes is not None and width != takes:
         raise EditFileError(f"has embeddings of width {width}, the model takes {takes}")
 
 

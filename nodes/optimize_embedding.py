@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..imagic_core.embedding import DEFAULT, PAPER, optimize_embedding
-from ..imagic_core.fit import Settings
 from . import comfy_host, run
-from .progress import Reporter
 
 NAME = "Imagic Optimize Embedding"
 
@@ -65,32 +64,33 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         save_memory: str = "auto",
     ) -> io.NodeOutput:
         """Optimise the embedding of ``target`` towards ``image``."""
-        comfy_host.check_trainable(NAME, model)
-        text = comfy_host.read_text(NAME, "target", target)
-        photographs, mask = comfy_host.read_image(NAME, model, image)
+        if recipe == "paper":
+            settings = replace(PAPER, seed=seed)
+        else:
+            settings = replace(
+                DEFAULT,
+                steps=steps,
+                learning_rate=learning_rate,
+                seed=seed,
+                batch_size=batch_size,
+            )
 
-        own = Settings(steps, learning_rate, seed, batch_size)
-        chosen = run.settings(recipe, PAPER, own, photographs)
+        def stage(t: run.Training) -> tuple[list[list[Any]], list[float]]:
+            e_opt, losses = optimize_embedding(
+                t.denoiser, t.x0, t.embedding, t.settings, t.on_step, t.mask
+            )
+            device = t.text.embedding.tokens.device
+            return t.text.with_embedding(comfy_host.to_device(e_opt, device)), losses
 
-        def train(recompute: bool) -> Any:
-            with comfy_host.training(
-                model,
-                photographs,
-                text,
-                compute_dtype=run.DTYPES[training_dtype],
-                save_memory=recompute,
-            ) as (denoiser, x0):
-                e_tgt = comfy_host.to_device(text.embedding, x0.device)
-                run.check_fits(NAME, "target", denoiser, x0, e_tgt)
-                e_opt, losses = optimize_embedding(
-                    denoiser,
-                    x0,
-                    e_tgt,
-                    chosen,
-                    Reporter(model, chosen.steps),
-                    None if mask is None else mask.to(x0.device),
-                )
-                return comfy_host.to_device(e_opt, text.embedding.tokens.device), losses
-
-        optimized, losses = run.within_memory(NAME, save_memory, train)
-        return io.NodeOutput(text.with_embedding(optimized), {"loss": losses})
+        optimized, losses = run.train(
+            NAME,
+            "target",
+            model,
+            target,
+            image,
+            stage,
+            settings=settings,
+            training_dtype=training_dtype,
+            save_memory=save_memory,
+        )
+        return io.NodeOutput(optimized, {"loss": losses})

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import comfy.model_management
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..imagic_core.fit import Settings
+from ..imagic_core.fit import Progress, Settings
 from ..imagic_core.objective import Embedding
 from . import comfy_host
+from .progress import Reporter
 
 Result = TypeVar("Result")
 
@@ -30,6 +31,7 @@ LATENT_PLACES_AT_ONCE = 64 * 64  # one picture of 512 px in an 8x autoencoder
 
 def common_inputs(default: Settings, what: str) -> list[io.Input]:
     """Inputs steps, learning_rate and seed, with the defaults and the subject of the stage."""
+    unit = ", as a share of its own size" if default.relative else ""
     return [
         io.Int.Input(
             "steps",
@@ -45,7 +47,8 @@ def common_inputs(default: Settings, what: str) -> list[io.Input]:
             max=1.0,
             step=1e-7,
             round=False,
-            tooltip=f"Adam's step size for {what}. 0 changes nothing.",
+            tooltip=f"Adam's step size for {what}{unit}. It falls evenly to 0 at the last step. "
+            "0 changes nothing.",
         ),
         io.Int.Input(
             "seed",
@@ -99,21 +102,97 @@ def optional_inputs(paper: Settings) -> list[io.Input]:
     ]
 
 
-def settings(recipe: str, paper: Settings, own: Settings, x0: Tensor) -> Settings:
-    """The recipe's settings, with as many draws at once as fit a picture of 512 px.
+@dataclass(frozen=True)
+class Training:
+    """What a stage works on, on the model's device.
+
+    Attributes:
+        denoiser: the model, with ``changes`` applied to its weights.
+        x0: [B, C, ...] the photographs' latents.
+        mask: [B or 1, 1, ...] where to be faithful, or None.
+        text: the conditioning as it came in.
+        embedding: its embedding.
+        changes: of the weights, state dict key -> module; empty where the model stays as it is.
+        settings: how long and how hard to train.
+        on_step: reports a step, and raises when the user cancels.
+    """
+
+    denoiser: comfy_host.HostDenoiser
+    x0: Tensor
+    mask: Tensor | None
+    text: comfy_host.Text
+    embedding: Embedding
+    changes: dict[str, torch.nn.Module]
+    settings: Settings
+    on_step: Callable[[Progress], None]
+
+
+def train(
+    node: str,
+    socket: str,
+    model: Any,
+    conditioning: Any,
+    image: dict[str, Any],
+    stage: Callable[[Training], Result],
+    new_changes: Callable[[], dict[str, torch.nn.Module]] = dict,
+    *,
+    settings: Settings,
+    training_dtype: str,
+    save_memory: str,
+) -> Result:
+    """Read and check what is wired to a training node, then run its stage.
 
     Args:
-        recipe: `paper`, or `as set`.
-        paper: the stage's settings in the paper.
-        own: the settings on the node.
-        x0: [B, C, ...] the photographs' latents.
+        node: name of the node, for errors.
+        socket: name of the CONDITIONING's input, for errors.
+        model: MODEL; it is left as it is.
+        conditioning: CONDITIONING of one sentence.
+        image: LATENT of the photographs.
+        stage: trains, and returns what the node needs; called again if the memory did not suffice.
+        new_changes: makes the untrained changes of the weights, for each call of ``stage``.
+        settings: how long and how hard; as many draws at once as fit a picture of 512 px.
+        training_dtype: one of ``DTYPES``.
+        save_memory: `on`, `off`, or `auto`: when the memory does not suffice.
+
+    Raises:
+        ValueError: something that is wired cannot be used; the message says what to do.
+        RuntimeError: the memory does not suffice.
     """
-    chosen = replace(paper, seed=own.seed) if recipe == "paper" else own
-    at_once = max(1, LATENT_PLACES_AT_ONCE // x0[0, 0].numel())
-    return replace(chosen, micro_batch=min(chosen.batch_size, at_once))
+    comfy_host.check_trainable(node, model)
+    text = comfy_host.read_text(node, socket, conditioning)
+    photographs, mask = comfy_host.read_image(node, model, image)
+    at_once = max(1, LATENT_PLACES_AT_ONCE // photographs[0, 0].numel())
+    settings = replace(settings, micro_batch=min(settings.batch_size, at_once))
+
+    def attempt(recompute: bool) -> Result:
+        changes = new_changes()
+        with comfy_host.training(
+            model,
+            photographs,
+            text,
+            changes,
+            compute_dtype=DTYPES[training_dtype],
+            save_memory=recompute,
+        ) as (denoiser, x0):
+            embedding = comfy_host.to_device(text.embedding, x0.device)
+            check_fits(node, socket, denoiser, x0, embedding)
+            return stage(
+                Training(
+                    denoiser,
+                    x0,
+                    None if mask is None else mask.to(x0.device),
+                    text,
+                    embedding,
+                    changes,
+                    settings,
+                    Reporter(model, settings.steps),
+                )
+            )
+
+    return within_memory(node, save_memory, attempt)
 
 
-def within_memory(node: str, save_memory: str, train: Callable[[bool], Result]) -> Result:
+def within_memory(node: str, save_memory: str, attempt: Callable[[bool], Result]) -> Result:
     """Train; start over with recomputed blocks if the memory does not suffice.
 
     Raises:
@@ -122,10 +201,11 @@ def within_memory(node: str, save_memory: str, train: Callable[[bool], Result]) 
     attempts = {"auto": (False, True), "on": (True,), "off": (False,)}[save_memory]
     for recompute in attempts:
         try:
-            return train(recompute)
+            return attempt(recompute)
         except torch.OutOfMemoryError:
-            comfy.model_management.soft_empty_cache()
-            comfy_host.log("%s: out of memory, recomputing blocks to save some", node)
+            comfy_host.LOGGER.info("%s: out of memory, recompute blocks: %s", node, recompute)
+        # Not before the exception is gone, whose traceback holds all that the attempt had made.
+        comfy.model_management.soft_empty_cache()
     raise RuntimeError(
         f"{node}: not enough memory. Use a smaller picture, method 'lora' with a lower rank, "
         "save_memory 'on', or a model in a smaller number format."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from ..imagic_core.edit_file import Edit, EditFileError, Sentence
 from . import comfy_host, run
 
 NAME = "Imagic Save Edit"
-SAMPLED_WEIGHTS, SAMPLED_NUMBERS = 8, 4096
 
 
 # ---- what a file tells about itself ---------------------------------------------------------
@@ -30,47 +29,6 @@ def pack_version() -> str:
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r'^version = "(.+)"', text, re.MULTILINE)
     return found[1] if found else ""
-
-
-def base_hash(model: Any) -> str:
-    """A quick hash that tells models apart: a few of the weights, and the patches on top.
-
-    The same weights in float32, float16 and bfloat16 have the same hash.
-    """
-    digest = hashlib.sha256(type(model.model.model_config).__name__.encode())
-    keys = sorted(k for k, shape in weight_shapes(model).items() if len(shape) >= 2)
-    for key in keys[:: max(1, len(keys) // SAMPLED_WEIGHTS)]:
-        # Asks the host, which knows the weight as it was before a patch was written over it.
-        weight = model.get_key_patches(key)[key][0][0]
-        digest.update(key.encode() + _sample(weight))
-    for key in sorted(model.patches):
-        for patch in model.patches[key]:
-            digest.update(f"{key} {patch[0]}".encode())
-            for tensor in patch_tensors(patch[1]):
-                digest.update(_sample(tensor.flatten()[:64]))
-    return digest.hexdigest()
-
-
-def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """State dict key -> shape, of the diffusion model."""
-    parameters = model.model.diffusion_model.named_parameters()
-    return {f"diffusion_model.{key}": tuple(parameter.shape) for key, parameter in parameters}
-
-
-def patch_tensors(patch: Any) -> Iterator[Tensor]:
-    """The tensors of one of the host's weight patches."""
-    if isinstance(patch, Tensor):
-        yield patch
-    elif isinstance(patch, list | tuple):
-        for one in patch:
-            yield from patch_tensors(one)
-    elif hasattr(patch, "weights"):
-        yield from patch_tensors(patch.weights)
-
-
-def _sample(tensor: Tensor) -> bytes:
-    numbers = tensor.detach().to("cpu", torch.bfloat16).flatten()[:SAMPLED_NUMBERS]
-    return numbers.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def learned_from(prompt: Mapping[str, Any] | None, node: str | None) -> dict[str, Any]:
@@ -186,15 +144,19 @@ class ImagicSaveEdit(io.ComfyNode):
         model_loss: dict[str, list[float]] | None = None,
     ) -> io.NodeOutput:
         """Write the file, and hand on what was written."""
-        refuse_tuned(model, lora)
+        if comfy_host.has_lora(model, lora):
+            raise ValueError(
+                f"{NAME}: 'model' is the fine-tuned model, to which 'lora' would be applied twice; "
+                "connect the model as loaded, the one that is wired to Imagic Fine-tune Model."
+            )
         comfy_host.check_lora(NAME, "lora", model, lora)
         hidden = cls.hidden
         graph = learned_from(hidden.prompt, hidden.unique_id) if hidden else {}
         about = {
             **({} if args.disable_metadata else graph),
             "pack": pack_version(),
-            "base": type(model.model.model_config).__name__,
-            "base_hash": base_hash(model),
+            "base": comfy_host.model_kind(model),
+            "base_hash": comfy_host.base_hash(model),
             "image_hash": image_hash(image),
             "losses": {
                 "optimized": (optimized_loss or {}).get("loss", []),
@@ -213,36 +175,19 @@ class ImagicSaveEdit(io.ComfyNode):
         )
         file = f"{name}_{counter:05}_.safetensors"
         try:
-            edit_file.check_weights(edit.weights, weight_shapes(model))
+            edit_file.check_weights(edit.weights, comfy_host.weight_shapes(model))
             edit_file.write(Path(folder) / file, edit)
         except EditFileError as error:
             raise ValueError(
                 f"{NAME}: what is wired {error}; connect 'lora' to Imagic Fine-tune Model, and "
                 "'target' and 'optimized' to what the trainings got and gave."
             ) from error
-        comfy_host.log("%s: wrote %s", NAME, Path(folder) / file)
+        comfy_host.LOGGER.info("%s: wrote %s", NAME, Path(folder) / file)
         weights = {key: tensor.float() for key, tensor in edit.weights.items()}
         listed = f"{Path(subfolder, file).as_posix()} [output]"
         return io.NodeOutput(
             comfy_host.apply_lora(model, weights), optimized, target, listed, ui={"text": (listed,)}
         )
-
-
-def refuse_tuned(model: Any, lora: Mapping[str, Tensor]) -> None:
-    """Refuse a model that has the LoRA in it already, for it would be applied twice.
-
-    Raises:
-        ValueError: it has.
-    """
-    for key, tensor in lora.items():
-        layer = key.removesuffix(".lora_up.weight")
-        place = f"{layer}.weight" if layer != key else f"{key.removesuffix('.diff')}.weight"
-        for patch in model.patches.get(place, ()):
-            if any(t is tensor or torch.equal(t, tensor) for t in patch_tensors(patch[1])):
-                raise ValueError(
-                    f"{NAME}: 'model' is the fine-tuned model; connect the model as loaded, the "
-                    "one that is wired to Imagic Fine-tune Model."
-                )
 
 
 def image_hash(latent: Mapping[str, Any] | None) -> str | None:

@@ -14,7 +14,7 @@ from comfy_api.latest import io
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from . import run
+from . import comfy_host, run
 from .contact_sheet import sweep_pictures, to_image
 
 NAME = "Imagic Score Edits"
@@ -102,7 +102,7 @@ def clip_scores(pictures: list[Tensor], clip_vision: Any, clip: Any, text: str) 
             f"{NAME}: 'clip_vision' is a {type(clip_vision.model).__name__} without a projection "
             "into the space of text; connect a Load CLIP Vision with a CLIP model."
         )
-    sentence = F.normalize(text_features(clip, text), dim=-1)
+    sentence = F.normalize(comfy_host.text_features(NAME, clip, text), dim=-1)
     weight: Any = vision.weight
     width, found = weight.shape[0], sentence.shape[-1]
     if found != width:
@@ -112,32 +112,6 @@ def clip_scores(pictures: list[Tensor], clip_vision: Any, clip: Any, text: str) 
         )
     seen = [clip_vision.encode_image(p)["image_embeds"].float().cpu() for p in pictures]
     return [(F.normalize(s, dim=-1) @ sentence.T).mean().item() for s in seen]
-
-
-def text_features(clip: Any, text: str) -> Tensor:
-    """The sentence [1, P] in the space that CLIP shares between text and pictures.
-
-    Raises:
-        ValueError: the text encoder has no projection into that space.
-    """
-    pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1]
-    for module in clip.cond_stage_model.modules() if pooled is not None else ():
-        projection = getattr(getattr(module, "transformer", None), "text_projection", None)
-        if not isinstance(projection, torch.nn.Module):
-            continue
-        stored: Any = projection.weight
-        weight = stored.detach().float().cpu()
-        # The host leaves a missing one as memory happens to be, or sets it to 1: nearly all zeros.
-        loaded = weight.isfinite().all() and weight.count_nonzero() > weight.numel() / 2
-        if loaded and weight.shape[1] == pooled.shape[-1]:
-            # The host does not project where Stable Diffusion has no use for it.
-            pooled = pooled.float().cpu()
-            return pooled if module.return_projected_pooled else F.linear(pooled, weight)
-    raise ValueError(
-        f"{NAME}: 'clip' has no text projection (checkpoints of Stable Diffusion 1.5 and Flux "
-        "leave it out), so its sentences cannot be compared with pictures; connect Load CLIP "
-        "with a whole CLIP file, the one that Load CLIP Vision has."
-    )
 
 
 # ---- what follows from both ----------------------------------------------------------------

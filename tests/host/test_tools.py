@@ -23,16 +23,6 @@ from safetensors.torch import save_file
 from host import imagic
 
 
-@pytest.fixture(scope="module")
-def nodes(pack):
-    return imagic.Pack(pack)
-
-
-@pytest.fixture(scope="module")
-def model(comfy, tiny_checkpoint):
-    return imagic.load(tiny_checkpoint)
-
-
 def flat(value: float, count: int = 1, size: tuple[int, int] = (64, 48)) -> torch.Tensor:
     """An IMAGE of one grey."""
     return torch.full((count, *size, 3), value)
@@ -246,7 +236,7 @@ def test_another_base_model_is_warned_of_by_name(
 
 
 def test_the_hash_of_the_base_is_of_the_model_alone(nodes, model, learned, tiny_checkpoint):
-    base_hash = nodes.module.nodes.save_edit.base_hash
+    base_hash = nodes.host.base_hash
     before = base_hash(model)
     nodes.sampled_loss(learned.tuned, learned.optimized, learned.latent, 1)  # patched in place
     assert base_hash(model) == before

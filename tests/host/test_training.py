@@ -12,16 +12,6 @@ RATES = {"full": 1e-4, "attention": 1e-3, "lora": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def nodes(pack):
-    return imagic.Pack(pack)
-
-
-@pytest.fixture(scope="module")
-def model(comfy, tiny_checkpoint):
-    return imagic.load(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
 def learned(nodes, model):
     """Stage A, run once: (target, latent, optimized, losses)."""
     target, latent = imagic.conditioning(), imagic.latent()

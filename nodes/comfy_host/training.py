@@ -1,0 +1,246 @@
+"""A loaded model made ready for training, and all of it undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import comfy.float
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .denoiser import HostDenoiser
+from .sockets import Text
+
+string_to_seed = getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed
+
+
+@contextmanager
+def training(
+    model: Any,
+    x0: Tensor,
+    text: Text,
+    changes: Mapping[str, torch.nn.Module] | None = None,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    save_memory: bool = False,
+) -> Iterator[tuple[HostDenoiser, Tensor]]:
+    """Load the model for training; on exit, whatever happened, it is as it was.
+
+    Args:
+        model: MODEL; it is cloned.
+        x0: [B, C, ...] the photographs' latents.
+        text: the conditioning whose other entries the model is given.
+        changes: state dict key -> module that maps that weight to the changed weight.
+        compute_dtype: number format to compute in; None is the model's own.
+        save_memory: recompute each block in the backward pass instead of keeping it.
+
+    Yields:
+        The denoiser with the changes applied, and x0 on the model's device.
+    """
+    patcher = _trainable_clone(model)
+    if compute_dtype is not None:
+        patcher.set_model_compute_dtype(compute_dtype)
+    with ExitStack() as undo:
+        # Asking for more than there is makes room: the text encoder and the VAE are unloaded.
+        comfy.model_management.load_models_gpu(
+            [patcher], memory_required=1e20, force_full_load=True
+        )
+        undo.callback(patcher.cleanup)
+        patcher.pre_run()
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.enable_grad())
+        undo.enter_context(_training_kernels())
+        # Some models seed PyTorch's global generator in their conditioning.
+        undo.enter_context(torch.random.fork_rng(devices=[]))
+        undo.enter_context(_frozen_weights(patcher.model))
+        undo.enter_context(_norms_on_copies(patcher.model))
+        if save_memory:
+            undo.enter_context(_checkpointed(patcher.model.diffusion_model))
+        if changes:
+            undo.enter_context(_changed_weights(patcher, changes))
+        x0 = x0.to(patcher.load_device)
+        dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
+        yield HostDenoiser(patcher, x0, text.options, dtype), x0
+
+
+def check_trainable(node: str, model: Any) -> None:
+    """Refuse a model whose weights cannot pass a gradient on.
+
+    Raises:
+        ValueError: they are quantised.
+    """
+    for name, weight in model.model.diffusion_model.named_parameters():
+        if type(weight.data) is not Tensor or not weight.is_floating_point():
+            raise ValueError(
+                f"{node}: 'model' is quantised ({name} is a {type(weight.data).__name__} of "
+                f"{weight.dtype}), which no gradient passes; load the model in float32, float16, "
+                "bfloat16 or plain float8 instead."
+            )
+
+
+def _trainable_clone(model: Any) -> Any:
+    """A clone with its weights in ordinary memory: dynamic weights are views that may vanish."""
+    is_dynamic = getattr(model, "is_dynamic", None)
+    if is_dynamic is not None and is_dynamic():
+        return model.clone(disable_dynamic=True)
+    return model.clone()
+
+
+@contextmanager
+def _training_kernels() -> Iterator[None]:
+    """Newer hosts choose kernels with a backward pass by this flag."""
+    if not hasattr(comfy.model_management, "in_training"):
+        yield
+        return
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+@contextmanager
+def _frozen_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Let autograd read weights that another node made in inference mode, without a copy.
+
+    Autograd refuses to keep inference tensors, and leaving the mode does not change those that
+    exist. A new tensor on the same storage is an ordinary one.
+    """
+    originals: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in model.modules():
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
+                for name, tensor in table.items():
+                    if tensor is None:
+                        continue
+                    originals.append((table, name, tensor))
+                    table[name] = _ordinary(tensor)
+        yield
+    finally:
+        for table, name, tensor in originals:
+            table[name] = tensor
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    data = tensor.detach()
+    alias = torch.empty(0, dtype=data.dtype, device=data.device)
+    alias.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(alias, requires_grad=False)
+    return alias
+
+
+@contextmanager
+def _norms_on_copies(model: torch.nn.Module) -> Iterator[None]:
+    """Some transformers add to a tensor in place after a norm has kept it for its backward pass.
+
+    Autograd refuses that, and recomputed blocks give wrong gradients without a word.
+    """
+
+    def copied(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(map(_copied, args))
+
+    hooks = [
+        module.register_forward_pre_hook(copied)
+        for module in model.modules()
+        if isinstance(module, torch.nn.LayerNorm)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _checkpointed(network: torch.nn.Module) -> Iterator[None]:
+    """Recompute each block of the network in the backward pass instead of keeping it."""
+    blocks = list(_blocks(network))
+    for block in blocks:
+        block.forward = _recomputed(block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _blocks(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    containers = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)
+    for child in network.children():
+        if isinstance(child, containers):
+            yield from _blocks(child)
+        else:
+            yield child
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def on_copies(*args: Any, **kwargs: Any) -> Any:
+        # Some blocks add to their input in place; it must still be there for the second pass.
+        return forward(*map(_copied, args), **{k: _copied(v) for k, v in kwargs.items()})
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(on_copies, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def _changed_weights(patcher: Any, changes: Mapping[str, torch.nn.Module]) -> Iterator[None]:
+    """Pass weights through their changes in every forward, as the host does with its wrappers."""
+    before: list[tuple[torch.nn.Module, str, bool, list[Any]]] = []
+    try:
+        for key, change in changes.items():
+            path, name = key.rsplit(".", 1)
+            module = patcher.model.get_submodule(path)
+            functions = f"{name}_function"
+            present = getattr(module, functions)
+            before.append((module, functions, functions in vars(module), present))
+            stored = getattr(module, name).dtype
+            change.to(patcher.load_device)
+            setattr(module, functions, [*present, _AsStored(change, key, stored)])
+        yield
+    finally:
+        for module, functions, own, present in reversed(before):
+            if own:
+                setattr(module, functions, present)
+            else:
+                delattr(module, functions)
+
+
+class _AsStored:
+    """Applies a change as the host's sampler will have it: rounded to the stored number format.
+
+    Differences are added in float32 and rounded when the host patches the model. Training through
+    the same rounding (with the gradient passing straight through) is what makes the loss at the
+    end of training the loss of the returned MODEL.
+    """
+
+    def __init__(self, change: torch.nn.Module, key: str, stored: torch.dtype) -> None:
+        self.change, self.seed, self.stored = change, string_to_seed(key), stored
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        changed = self.change(weight.float())
+        if self.stored != torch.float32:
+            rounded = comfy.float.stochastic_rounding(
+                changed.detach().clone(), self.stored, seed=self.seed
+            )
+            changed = changed + (rounded.to(changed) - changed).detach()
+        return changed.to(weight.dtype)
+
+    def move_to(self, device: torch.device) -> int:
+        """The host moves its weight functions along with the model."""
+        self.change.to(device)
+        return 0
