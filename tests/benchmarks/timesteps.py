@@ -1,0 +1,99 @@
+"""What it saves to draw each step's timesteps one from each equal part of the schedule.
+
+    COMFYUI_PATH=... python tests/benchmarks/timesteps.py --json OUT.json [--draws N]
+
+The variance of a step's loss and gradient over its draws of (t, eps), stratified over independent,
+at the start of stages A and B on a held-out animal of the miniature: 1 saves nothing, 0.5 is as
+good as twice the batch. Gradients are by the embedding (A) and by a LoRA of all layers (B); their
+variance is the trace of the covariance. The living channels of the network alone: see `living`.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from counterfactual import TESTS, Host, module_from
+from miniature import build
+from torch import Tensor
+
+BATCHES = (2, 4, 8)
+
+
+class Moments:
+    """Sums of vectors and of their squared lengths, by part of the schedule."""
+
+    def __init__(self, parts: int) -> None:
+        """Of no vectors yet."""
+        self.count, self.square, self.sum = [0] * parts, [0.0] * parts, [0.0] * parts
+
+    def add(self, part: int, vector: Tensor) -> None:
+        """Count a vector in."""
+        self.count[part] += 1
+        self.square[part] += vector.square().sum().item()
+        self.sum[part] = self.sum[part] + vector
+
+    def variance(self, parts: list[int]) -> float:
+        """Unbiased trace of the covariance of the vectors in these parts."""
+        count = sum(self.count[p] for p in parts)
+        mean = sum(self.sum[p] for p in parts) / count
+        square = sum(self.square[p] for p in parts)
+        return (square - count * mean.square().sum().item()) / (count - 1)
+
+    def ratio(self, batch: int) -> float:
+        """Variance of a stratified batch's mean over that of an independent one's."""
+        total = len(self.count)
+        width = total // batch
+        strata = [list(range(i, i + width)) for i in range(0, total, width)]
+        within = sum(map(self.variance, strata)) / batch
+        return within / self.variance(list(range(total)))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--draws", type=int, default=256)
+    parser.add_argument("--edit", type=int, default=0)
+    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
+    arguments = parser.parse_args()
+    if arguments.comfyui is None:
+        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
+    checkpoint = build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors")
+    host = Host(arguments.comfyui, checkpoint, only_living=True)
+    pack = host.node("ImagicOptimizeEmbedding").__module__.removesuffix(".nodes.optimize_embedding")
+    inside = importlib.import_module(f"{pack}.nodes.comfy_host")
+    core = importlib.import_module(f"{pack}.imagic_core.objective")
+    edit = module_from(TESTS / "miniature" / "edits.py").edits(arguments.edit + 1)[arguments.edit]
+
+    text = inside.read_text("benchmark", "text", host.say(edit.target_text))
+    x0, _ = inside.read_image("benchmark", host.model, host.encode(edit.source))
+    changes = inside.new_changes(host.model, "lora", 16, 16.0, 0)
+    parts = max(BATCHES)
+    moments = {name: Moments(parts) for name in ("loss", "gradient A", "gradient B")}
+    with inside.training(host.model, x0, text, changes) as (denoiser, x0):
+        embedding = core.Embedding(*(t.clone().requires_grad_() for t in text.embedding.tensors()))
+        trained = [p for c in changes.values() for p in c.parameters() if p.requires_grad]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(arguments.draws // parts):
+            draws = core.draw(denoiser.sigmas, x0, parts, generator, stratified=True)
+            for part, one in enumerate(draws.split(1)):
+                loss, _ = core.reconstruction_loss(denoiser, x0, embedding, one)
+                gradients = torch.autograd.grad(
+                    loss, [embedding.tokens, *trained], allow_unused=True
+                )
+                of_a, *of_b = (g.flatten() for g in gradients if g is not None)
+                moments["loss"].add(part, loss.detach().view(1).double())
+                moments["gradient A"].add(part, of_a.double())
+                moments["gradient B"].add(part, torch.cat(of_b).double())
+    found = {name: {b: round(m.ratio(b), 3) for b in BATCHES} for name, m in moments.items()}
+    print(json.dumps(found, indent=1))
+    about = {"draws": arguments.draws, "edit": edit.name, "sentence": edit.target_text}
+    arguments.json.write_text(json.dumps({"variance ratio by batch": found, **about}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
