@@ -2,9 +2,7 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from miniature import edits, world
 
@@ -12,22 +10,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import counterfactual  # noqa: E402
 
-
-def grid(*settings):
-    """Pictures that carry their own setting."""
-    return {s: np.full((1, 1, 3), s) for s in settings}
+REACHED = {0.9: True, 0.3: False, 0.7: True, 0.5: True}
 
 
-def judge(threshold):
-    return lambda edit, picture: SimpleNamespace(reached=picture.max() >= threshold)
+@pytest.mark.parametrize("method,expected", [("sdedit", 0.5), ("imagic", 0.7)])
+def test_of_the_settings_that_reach_the_edit_the_rule_takes_one(method, expected):
+    assert counterfactual.choose(counterfactual.METHODS[method], REACHED) == expected
 
 
-def test_the_lowest_setting_that_reaches_the_edit_is_taken():
-    assert counterfactual.choose(grid(0.9, 0.3, 0.7, 0.5), 0.7, judge(0.5), None) == 0.5
+def test_the_only_setting_that_reaches_the_edit_is_taken():
+    only = {0.3: False, 0.9: True, 0.5: False}
+    assert counterfactual.choose(counterfactual.METHODS["imagic"], only) == 0.9
 
 
 def test_the_default_is_taken_where_nothing_reaches_it():
-    assert counterfactual.choose(grid(0.3, 0.5, 0.7), 0.7, judge(2), None) == 0.7
+    nothing = dict.fromkeys(REACHED, False)
+    assert counterfactual.choose(counterfactual.METHODS["imagic"], nothing) == 0.7
 
 
 @pytest.mark.parametrize("default,settings", [
