@@ -16,11 +16,11 @@ from torch import Tensor
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding
 
-_SHORT = Settings(120, 4e-4, seed=0, batch_size=4, stratified=True, decay=True)
+_SHORT = Settings(200, 4e-4, seed=0, batch_size=4, stratified=True, decay=True)
 METHODS = {
     "lora": _SHORT,
-    "attention": replace(_SHORT, steps=150, learning_rate=1.2e-4),
-    "full": replace(_SHORT, steps=100, learning_rate=2e-5),
+    "attention": replace(_SHORT, learning_rate=1.2e-4),
+    "full": replace(_SHORT, learning_rate=2e-5),
 }
 """Which weights can move, and the settings that each starts from."""
 
