@@ -40,6 +40,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 # under its guidance, in half the steps.
 HALF = {"ImagicOptimizeEmbedding": {"steps": 50}, "ImagicFinetuneModel": {"steps": 50}}
 LARGEST = 60_000
+GUIDE = "../web/docs/eta"
 
 
 class Studio:
@@ -84,6 +85,17 @@ class Studio:
 def edit(studio: Studio) -> Image.Image:
     """As it is."""
     return studio.beside("imagic_edit", "eta 0.7")
+
+
+def choosing_eta(studio: Studio) -> Image.Image:
+    """The README's three: too low, right, too high."""
+    tiles = [("input", studio.photograph)]
+    for eta, verdict in ((0.2, "too low"), (0.7, "right"), (2.0, "too high")):
+        at = {"ImagicInterpolateConditioning": {"eta": eta}}
+        prompt = studio.prompt("imagic_edit", [TARGET], at)
+        (picture,) = studio.run(prompt, "SaveImage")
+        tiles.append((f"eta {eta:g}: {verdict}", picture))
+    return contact_sheet(tiles, TARGET)
 
 
 def eta_sheet(studio: Studio) -> Image.Image:
@@ -159,6 +171,7 @@ def ddib(studio: Studio) -> Image.Image:
 
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     "imagic_edit": edit,
+    GUIDE: choosing_eta,
     "imagic_eta_sheet": eta_sheet,
     "imagic_choose_eta": choose_eta,
     "imagic_upscale": upscale,
