@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,12 @@ def recommend(etas: list[float], faithful: list[float], aligned: list[float] | N
     """
     near = _unit(faithful)
     if aligned is None:
-        fallen = [i for i, value in enumerate(near) if value < 0.5]
-        best = max(0, fallen[0] - 1) if fallen else len(near) - 1
-        good = [0.3 <= value <= 0.7 for value in near]
+        falls = [before - after for before, after in pairwise(near)]
+        best = falls.index(max(falls)) + 1
+        good = [abs(value - near[best]) <= 0.2 for value in near]
         rule = (
-            "Rule: the highest eta before the fidelity has fallen half-way from its best to its "
-            "worst. The text was not looked at: wire clip_vision, clip and text for that."
+            "Rule: the first eta after the steepest fall of the fidelity, for there the picture "
+            "changes. The text was not looked at: wire clip_vision, clip and text for that."
         )
     else:
         balance = [min(pair) for pair in zip(near, _unit(aligned), strict=True)]

@@ -515,9 +515,12 @@ def test_the_balance_of_both_curves_is_recommended(score):
     assert (wide.low, wide.best, wide.high) == (2, 2, 3)
 
 
-def test_without_text_the_last_before_the_fall_is_recommended(score):
-    choice = score.recommend(ETAS, [0.95, 0.93, 0.9, 0.6, 0.5], None)
-    assert choice.best == 2 and "text was not looked at" in choice.rule
+def test_without_text_the_first_after_the_steepest_fall_is_recommended(score):
+    choice = score.recommend(ETAS, [0.95, 0.93, 0.9, 0.6, 0.55], None)
+    assert (choice.low, choice.best, choice.high) == (3, 3, 4)
+    assert "text was not looked at" in choice.rule
+    risen = score.recommend(ETAS, [0.5, 0.6, 0.6, 0.7, 0.8], None)
+    assert risen.best == 2, "where nothing falls, the flattest place"
 
 
 def test_it_says_when_no_picture_fits_the_text_better(score):
