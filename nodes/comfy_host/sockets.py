@@ -151,9 +151,7 @@ def text_features(node: str, clip: Any, text: str) -> Tensor:
             continue
         stored: Any = projection.weight
         weight = stored.detach().float().cpu()
-        # The host leaves a missing one as memory happens to be, or sets it to 1: nearly all zeros.
-        loaded = weight.isfinite().all() and weight.count_nonzero() > weight.numel() / 2
-        if loaded and weight.shape[1] == pooled.shape[-1]:
+        if weight.shape[1] == pooled.shape[-1] and _is_learned(weight):
             # The host does not project where Stable Diffusion has no use for it.
             pooled = pooled.float().cpu()
             return pooled if module.return_projected_pooled else F.linear(pooled, weight)
@@ -162,3 +160,12 @@ def text_features(node: str, clip: Any, text: str) -> Tensor:
         "leave it out), so its sentences cannot be compared with pictures; connect Load CLIP "
         "with a whole CLIP file, the one that Load CLIP Vision has."
     )
+
+
+def _is_learned(weight: Tensor) -> bool:
+    """Whether these are weights: the host leaves a missing one as memory happens to be, or at 1."""
+    if not weight.isfinite().all() or weight.count_nonzero() < weight.numel() / 2:
+        return False
+    spread = weight.std()
+    centred = weight.mean().abs() < spread / 10
+    return bool(centred and 1e-4 < spread < 1 and weight.abs().max() < 50 * spread)

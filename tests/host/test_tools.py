@@ -596,7 +596,8 @@ def whole_clip(clip):
 
     prefix = "clip_l.transformer."
     state = {k.removeprefix(prefix): v for k, v in clip.get_sd().items() if prefix in k}
-    state["text_projection.weight"] = torch.linalg.qr(torch.randn(768, 768))[0]
+    noise = torch.randn(768, 768, generator=torch.Generator().manual_seed(0))
+    state["text_projection.weight"] = torch.linalg.qr(noise)[0]
     with torch.inference_mode():
         return comfy.sd.load_text_encoder_state_dicts(
             [state], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION
@@ -644,7 +645,7 @@ def test_clip_score_is_the_cosine_of_the_hosts_own_embeddings(
         seen = [eyes.encode_image(p)["image_embeds"] for p in pictures]
     expected = [torch.cosine_similarity(s, sentence).item() for s in seen]
     found = [float(line.split()[2]) for line in table.splitlines()[1:6]]
-    assert found == pytest.approx(expected, abs=1e-4) and max(found) - min(found) > 1e-3
+    assert found == pytest.approx(expected, abs=1e-4) and len(set(found)) > 2
     assert "CLIP score" in table and "lower of the two" in table
 
 
@@ -656,14 +657,6 @@ def test_encoders_of_different_clips_are_refused(
         nodes.call("ImagicScoreEdits", *args, [vision(tmp_path, 512)], [whole_clip], ["a dog"])
 
 
-def test_a_text_encoder_without_projection_is_refused(
-    nodes, without_lpips, photograph, clip, tmp_path
-):
-    args = sweep(photograph, ETAS), [photograph], ETAS
-    with pytest.raises(ValueError, match="Score Edits: 'clip' has no text projection"):
-        nodes.call("ImagicScoreEdits", *args, [vision(tmp_path)], [clip], ["a dog"])
-
-
 def test_a_projection_that_was_not_in_the_file_is_refused(
     nodes, without_lpips, photograph, whole_clip, tmp_path
 ):
@@ -672,7 +665,15 @@ def test_a_projection_that_was_not_in_the_file_is_refused(
     with torch.inference_mode():
         before = projection.weight.clone()
     try:
-        for weight in (torch.zeros(768, 768), torch.eye(768), torch.full((768, 768), torch.nan)):
+        # A missing projection is whatever the memory held: nothing, a start value, a picture ...
+        for weight in (
+            torch.zeros(768, 768),
+            torch.eye(768),
+            torch.full((768, 768), torch.nan),
+            torch.linspace(0, 1, 768 * 768).view(768, 768),
+            torch.randn(768, 768) * 1e30,
+            torch.randn(768, 768).exp().exp() * torch.randn(768, 768).sign(),
+        ):
             with torch.inference_mode():
                 projection.weight.copy_(weight)
             with pytest.raises(ValueError, match="'clip' has no text projection"):
