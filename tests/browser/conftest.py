@@ -13,7 +13,7 @@ from host_process import Server
 from PIL import Image
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def stocked(server: Server, tiny_checkpoint: Path) -> Server:
     """The server with a file for each that the example workflows name, so that none is missing."""
     stock(server.base, list(WORKFLOWS), tiny_checkpoint)
@@ -22,7 +22,7 @@ def stocked(server: Server, tiny_checkpoint: Path) -> Server:
     return server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def editor(stocked: Server, chromium: str) -> Iterator[Editor]:
     with open_editor(chromium, stocked.url) as opened:
         yield opened
