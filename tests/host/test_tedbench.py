@@ -163,11 +163,11 @@ def test_scoring_with_clip_is_wired_as_the_server_wants_it(
 
     for folder in ("clip_vision", "text_encoders"):
         (server.base / "models" / folder).mkdir(exist_ok=True)
-        save_file({"x": np.zeros(1)}, server.base / "models" / folder / "whole_clip.safetensors")
+        save_file({"x": np.zeros(1)}, server.base / "models" / folder / "named_only.safetensors")
     photograph = tmp_path / "photograph.png"
     Image.effect_noise((64, 64), 60).convert("RGB").save(photograph)
     name = client.upload(photograph)
-    protocol = replace(load(finished), clip="whole_clip.safetensors")
+    protocol = replace(load(finished), clip="named_only.safetensors")
     with pytest.raises(PromptFailed, match="CLIPVisionLoader|CLIPLoader"):
         client.run(score_prompt(protocol, name, "A cat.", [name, name]))
 
