@@ -14,7 +14,6 @@ in tests/miniature/edits.py; a checkpoint other than the miniature needs its own
 """
 
 import argparse
-import asyncio
 import dataclasses
 import importlib.util
 import json
@@ -35,6 +34,7 @@ sys.path.insert(0, str(TESTS))
 
 import living  # noqa: E402
 from miniature import build, metrics  # noqa: E402
+from pack_in_host import load_pack  # noqa: E402
 
 STEPS, GUIDANCE, SAMPLER, SCHEDULER, SEED = 50, 3.0, "ddim", "normal", 11
 ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
@@ -49,28 +49,14 @@ class Host:
 
     def __init__(self, comfyui: Path, checkpoint: Path, only_living: bool = False) -> None:
         """Import the host, load the pack as the host does, and the checkpoint with its loader."""
-        sys.path.insert(0, str(comfyui))
-        arguments, sys.argv = sys.argv, sys.argv[:1]
-        import torch
-
-        if not torch.cuda.is_available():
-            sys.argv.append("--cpu")
-        import comfy.options
-
-        comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401
-
-        sys.argv = arguments
+        self.pack = load_pack(comfyui)
         import comfy.samplers
         import folder_paths
-        import utils.extra_config  # noqa: F401  (hidden by comfy/utils.py once nodes is there)
+        import torch
 
         import nodes
 
         self.torch, self.samplers, self.nodes = torch, comfy.samplers, nodes
-        pack = nodes.load_custom_node(str(TESTS.parent), module_parent="custom_nodes")
-        if not asyncio.run(pack):
-            raise RuntimeError("ComfyUI could not load the pack")
         folder_paths.add_model_folder_path("checkpoints", str(checkpoint.parent))
         self.model, self.clip, self.vae = self.node("CheckpointLoaderSimple").load_checkpoint(
             checkpoint.name)

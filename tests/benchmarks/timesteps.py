@@ -64,9 +64,8 @@ def main() -> None:
         parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     checkpoint = build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors")
     host = Host(arguments.comfyui, checkpoint, only_living=True)
-    pack = host.node("ImagicOptimizeEmbedding").__module__.removesuffix(".nodes.optimize_embedding")
-    inside = importlib.import_module(f"{pack}.nodes.comfy_host")
-    core = importlib.import_module(f"{pack}.imagic_core.objective")
+    inside = importlib.import_module(f"{host.pack.__name__}.nodes.comfy_host")
+    core = importlib.import_module(f"{host.pack.__name__}.imagic_core.objective")
     edit = module_from(TESTS / "miniature" / "edits.py").edits(arguments.edit + 1)[arguments.edit]
 
     text = inside.read_text("benchmark", "text", host.say(edit.target_text))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import ConsoleMessage, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, TimeoutError, sync_playwright
 
 # The browser's own errands; on a machine without a network they only fill the console.
 QUIET = [
@@ -164,21 +164,28 @@ class Editor:
 
 
 @contextlib.contextmanager
-def open_editor(chromium: str, url: str) -> Iterator[Editor]:
-    """Open the editor of the server at ``url`` with an empty canvas; close the browser always."""
+def browsing(chromium: str) -> Iterator[Browser]:
+    """A headless browser, closed whatever happens."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
         try:
-            page = browser.new_page(viewport={"width": 1600, "height": 1000})
-            page.set_default_timeout(180_000)
-            editor = Editor(page)
-            page.request.post(f"{url}/api/settings", data=SETTINGS)
-            page.goto(url)
-            page.wait_for_function(READY)
-            editor.evaluate("() => app.graph.clear()")
-            # The host's own code complains while it starts; the pack must not.
-            editor.errors_at_start = [e for e in editor.errors if "imagic" in e.lower()]
-            editor.errors.clear()
-            yield editor
+            yield browser
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def open_editor(chromium: str, url: str) -> Iterator[Editor]:
+    """Open the editor of the server at ``url`` with an empty canvas; close the browser always."""
+    with browsing(chromium) as browser:
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(180_000)
+        editor = Editor(page)
+        page.request.post(f"{url}/api/settings", data=SETTINGS)
+        page.goto(url)
+        page.wait_for_function(READY)
+        editor.evaluate("() => app.graph.clear()")
+        # The host's own code complains while it starts; the pack must not.
+        editor.errors_at_start = [e for e in editor.errors if "imagic" in e.lower()]
+        editor.errors.clear()
+        yield editor

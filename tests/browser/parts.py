@@ -157,8 +157,26 @@ def decoded(w: Workflow, latent: Output, vae: Output, width: int = 360) -> Outpu
     return w.node("VAEDecode", (width, 0), samples=latent, vae=vae)["IMAGE"]
 
 
+def edited(
+    w: Workflow, g: Given, **settings: str | float
+) -> tuple[Output, Output, Output]:
+    """Stages A to C and the KSampler: the MODEL that learned, the CONDITIONING, the LATENT."""
+    optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
+    mix = mixed(w, g.target, optimized["optimized"])
+    edit = sampled(w, tuned["model"], mix, g.negative, g.latent, **settings)
+    return tuned["model"], mix, edit
+
+
 def saved(
     w: Workflow, image: Output, name: str, size: tuple[int, int] = (480, 580)
 ) -> None:
     """Show and save a picture."""
     w.node("SaveImage", size, images=image, filename_prefix=name)
+
+
+def shown(w: Workflow, column: str, latent: Output, vae: Output, name: str) -> Output:
+    """Show and save what was sampled, in one more column of that title; the IMAGE."""
+    w.column(column)
+    image = decoded(w, latent, vae, 480)
+    saved(w, image, name)
+    return image

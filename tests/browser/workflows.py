@@ -9,11 +9,13 @@ from browser.canvas import Workflow
 from browser.parts import (
     Model,
     decoded,
+    edited,
     given,
     learned,
     mixed,
     sampled,
     saved,
+    shown,
 )
 
 # The text and the vision encoder of one CLIP, with the projections of both.
@@ -34,11 +36,8 @@ def imagic_edit() -> Workflow:
     """The whole method on one photograph, with an SD 1.x checkpoint."""
     w = Workflow()
     g = given(w)
-    optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
-    mix = mixed(w, g.target, optimized["optimized"])
-    edit = sampled(w, tuned["model"], mix, g.negative, g.latent)
-    w.column("Edit")
-    saved(w, decoded(w, edit, g.checkpoint["VAE"], 480), "imagic_edit")
+    _, _, edit = edited(w, g)
+    shown(w, "Edit", edit, g.checkpoint["VAE"], "imagic_edit")
     return w
 
 
@@ -160,8 +159,7 @@ def imagic_reuse() -> Workflow:
         "one that was learned with needs another eta, often a lower one.",
     )  # fmt: skip
     drawn = sampled(w, edit["model"], mix, g.negative, g.latent)
-    w.column("Edit")
-    saved(w, decoded(w, drawn, g.checkpoint["VAE"], 480), "imagic_reuse")
+    shown(w, "Edit", drawn, g.checkpoint["VAE"], "imagic_reuse")
     return w
 
 
@@ -169,12 +167,8 @@ def imagic_upscale() -> Workflow:
     """An edit, enlarged by an upscale model and drawn once more over it by the model that knows."""
     w = Workflow()
     g = given(w)
-    optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
-    mix = mixed(w, g.target, optimized["optimized"])
-    edit = sampled(w, tuned["model"], mix, g.negative, g.latent)
-    w.column("Edit")
-    small = decoded(w, edit, g.checkpoint["VAE"], 480)
-    saved(w, small, "imagic_edit")
+    tuned, mix, edit = edited(w, g)
+    small = shown(w, "Edit", edit, g.checkpoint["VAE"], "imagic_edit")
 
     w.column("Enlarge")
     w.note(
@@ -192,10 +186,9 @@ def imagic_upscale() -> Workflow:
     )
     again = w.node("VAEEncode", (360, 0), pixels=half["IMAGE"], vae=g.checkpoint["VAE"])
     drawn = sampled(
-        w, tuned["model"], mix, g.negative, again["LATENT"], steps=20, denoise=0.35
+        w, tuned, mix, g.negative, again["LATENT"], steps=20, denoise=0.35
     )
-    w.column("Enlarge")
-    saved(w, decoded(w, drawn, g.checkpoint["VAE"], 480), "imagic_upscale")
+    shown(w, "Enlarge", drawn, g.checkpoint["VAE"], "imagic_upscale")
     return w
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from browser.canvas import Workflow
-from browser.parts import PHOTOGRAPH, SD15, SENTENCE, decoded, encoded, given, sampled, saved
+from browser.parts import PHOTOGRAPH, SD15, SENTENCE, encoded, given, sampled, shown
 
 
 def baseline_sdedit() -> Workflow:
@@ -20,8 +20,7 @@ def baseline_sdedit() -> Workflow:
     edit = sampled(
         w, g.checkpoint["MODEL"], g.target, g.negative, g.latent, steps=50, cfg=7.5, denoise=0.6
     )
-    w.column("SDEdit")
-    saved(w, decoded(w, edit, g.checkpoint["VAE"], 480), "baseline_sdedit")
+    shown(w, "SDEdit", edit, g.checkpoint["VAE"], "baseline_sdedit")
     return w
 
 
@@ -68,6 +67,5 @@ def baseline_ddib() -> Workflow:
         "SamplerCustom", (360, 0), **common, positive=target, sigmas=sigmas,
         latent_image=noise["output"], cfg=3.0,
     )  # fmt: skip
-    w.column("From the noise to the edit")
-    saved(w, decoded(w, edit["output"], checkpoint["VAE"], 480), "baseline_ddib")
+    shown(w, "From the noise to the edit", edit["output"], checkpoint["VAE"], "baseline_ddib")
     return w

@@ -7,12 +7,13 @@ from browser.parts import (
     ETA_NOTE,
     TRAINING,
     decoded,
+    edited,
     encoded,
     given,
     learned,
     mixed,
     sampled,
-    saved,
+    shown,
 )
 
 SDXL = {
@@ -43,14 +44,8 @@ def imagic_sdxl() -> Workflow:
         size_note="SDXL: 1 megapixel, as many as 1024 x 1024. Short of memory: 0.6, and "
         "*save_memory* on in both trainings.",
     )  # fmt: skip
-    optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
-    mix = mixed(w, g.target, optimized["optimized"])
-    edit = sampled(
-        w, tuned["model"], mix, g.negative, g.latent,
-        cfg=5.0, sampler_name="dpmpp_2m", scheduler="karras",
-    )  # fmt: skip
-    w.column("Edit")
-    saved(w, decoded(w, edit, g.checkpoint["VAE"], 480), "imagic_sdxl")
+    _, _, edit = edited(w, g, cfg=5.0, sampler_name="dpmpp_2m", scheduler="karras")
+    shown(w, "Edit", edit, g.checkpoint["VAE"], "imagic_sdxl")
     return w
 
 
@@ -77,8 +72,7 @@ def imagic_flux() -> Workflow:
         w, tuned["model"], guided["CONDITIONING"], g.negative, g.latent,
         cfg=1.0, steps=20, scheduler="simple",
     )  # fmt: skip
-    w.column("Edit")
-    saved(w, decoded(w, edit, g.checkpoint["VAE"], 480), "imagic_flux")
+    shown(w, "Edit", edit, g.checkpoint["VAE"], "imagic_flux")
     return w
 
 
@@ -93,9 +87,7 @@ def imagic_cascade() -> Workflow:
         (260, 190),
     )
     g = given(w, shared=True)
-    optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
-    mix = mixed(w, g.target, optimized["optimized"])
-    edit = sampled(w, tuned["model"], mix, g.negative, g.latent)
+    _, _, edit = edited(w, g)
     small = decoded(w, edit, g.checkpoint["VAE"])
 
     title = "Learn the photograph's details: Stable Diffusion x4 upscaler"
@@ -139,6 +131,5 @@ def imagic_cascade() -> Workflow:
         w, tuned_upscaler["model"], with_edit["positive"], with_edit["negative"],
         with_edit["latent"],
     )  # fmt: skip
-    w.column("Enlarge the edit")
-    saved(w, decoded(w, drawn, upscaler["VAE"], 480), "imagic_cascade")
+    shown(w, "Enlarge the edit", drawn, upscaler["VAE"], "imagic_cascade")
     return w

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser.editor import QUIET
-from playwright.sync_api import Page, sync_playwright
+from browser.editor import browsing
+from playwright.sync_api import Page
 from tedbench import answers, page, protocol
 from tedbench.benchmark import Edit
 from tedbench.store import Store
@@ -34,23 +34,19 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def opened(folder: Path, chromium: str) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
-        try:
-            tab = browser.new_page(viewport={"width": 1280, "height": 860})
-            tab.set_default_timeout(20_000)
-            complaints: list[str] = []
-            asked: list[str] = []
-            tab.on("console", lambda message: complaints.append(message.text))
-            tab.on("pageerror", lambda error: complaints.append(str(error)))
-            tab.on("request", lambda request: asked.append(request.url))
-            tab.on("dialog", lambda dialog: dialog.accept())
-            tab.goto((folder / "page" / "index.html").as_uri())
-            yield tab
-            assert complaints == []
-            assert {url.partition(":")[0] for url in asked} <= {"file", "blob"}
-        finally:
-            browser.close()
+    with browsing(chromium) as browser:
+        tab = browser.new_page(viewport={"width": 1280, "height": 860})
+        tab.set_default_timeout(20_000)
+        complaints: list[str] = []
+        asked: list[str] = []
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("dialog", lambda dialog: dialog.accept())
+        tab.goto((folder / "page" / "index.html").as_uri())
+        yield tab
+        assert complaints == []
+        assert {url.partition(":")[0] for url in asked} <= {"file", "blob"}
 
 
 def current(tab: Page) -> str:
