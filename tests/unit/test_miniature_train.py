@@ -55,6 +55,21 @@ def test_the_same_seed_trains_the_same_weights(finished, tmp_path):
     assert all(torch.equal(one[n], two[n]) for n in one)
 
 
+def test_the_decoder_ends_alone(finished, tmp_path):
+    networks = []
+    for steps in (1, 2):
+        small = config(steps)
+        small["ae"]["decoder_alone_from"] = 0.5
+        run = train.Run(tmp_path / str(steps), "cpu", small, tmp_path / "out")
+        for path in finished.work.glob("t*.npy"):
+            (run.work / path.name).symlink_to(path)
+        train.train_autoencoder(run)
+        networks.append(torch.load(run.work / "ae.pt")["model"])
+    moved = {n for n in networks[0] if not torch.equal(networks[0][n], networks[1][n])}
+    assert "to_picture.weight" in moved
+    assert not any(n.startswith(("encoder.", "to_latent")) for n in moved)
+
+
 def test_pictures_and_latents_are_of_the_same_examples(finished):
     pictures = train.pictures(finished, "train")
     assert (pictures[7] == train.world.render(*train.example("train", 7))).all()
