@@ -3,9 +3,9 @@
 import { app } from "/scripts/app.js";
 
 const DEFAULTS = {
-  lora: { steps: 200, learning_rate: 4e-4 },
-  attention: { steps: 200, learning_rate: 1.2e-4 },
-  full: { steps: 200, learning_rate: 2e-5 },
+  lora: { steps: 300, learning_rate: 8e-4 },
+  attention: { steps: 300, learning_rate: 1.2e-4 },
+  full: { steps: 300, learning_rate: 2e-5 },
 };
 
 app.registerExtension({
