@@ -4,8 +4,9 @@
                      [--count N] [--training N] [--living]
 
 Draws through the real host's KSampler and has the reader look. Then compares each sample's
-nearest training picture with that of held-out renders: a model that copies its training pictures
-comes nearer to them than pictures do that it has never seen.
+nearest training picture with that of renders that the model has never seen: one that copies comes
+nearer to its training pictures than those do. Held-out renders have colours that no training
+picture has; "new" ones have the training split's colours, as samples do.
 """
 
 import argparse
@@ -78,16 +79,25 @@ def main() -> None:
 
     known = np.stack([world.render(*train.example("train", i))
                       for i in range(arguments.training)])
-    unseen = np.stack([world.render(*train.example("heldout", i)) for i in range(len(pictures))])
-    coded = np.stack([host.decode(host.encode(p)) for p in unseen])
-    of_samples, of_unseen = nearest(pictures, known), nearest(coded, known)
+
+    def unseen(split: str, first: int) -> np.ndarray:
+        return np.stack([world.render(*train.example(split, first + i))
+                         for i in range(len(pictures))])
+
+    def through(shown: np.ndarray) -> np.ndarray:
+        return np.stack([host.decode(host.encode(p)) for p in shown])
+
+    held_out = unseen("heldout", 0)
+    coded = through(held_out)
+    # no training run has rendered this far
+    new = through(unseen("train", 100_000))
     figures = {
         "samples": len(pictures), "right": right,
         "autoencoder_psnr": float(np.mean([metrics.psnr(a, b)
-                                           for a, b in zip(coded, unseen, strict=True)])),
+                                           for a, b in zip(coded, held_out, strict=True)])),
         "nearest_training_picture": {
-            "samples": [float(np.percentile(of_samples, p)) for p in (5, 50)],
-            "held out": [float(np.percentile(of_unseen, p)) for p in (5, 50)],
+            name: [float(np.percentile(nearest(shown, known), p)) for p in (5, 50)]
+            for name, shown in (("samples", pictures), ("new", new), ("held out", coded))
         },
     }
     arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
