@@ -101,8 +101,10 @@ class Editor:
         data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
         self.evaluate("() => app.graph.clear()")
         session = self.page.context.new_cdp_session(self.page)
-        for kind in ("dragEnter", "dragOver", "drop"):
+        # A hand hovers for a while before it lets go.
+        for kind in ("dragEnter", *["dragOver"] * 5, "drop"):
             session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+            self.page.wait_for_timeout(50)
         expected = len(json.loads(file.read_text())["nodes"])
         self.page.wait_for_function("count => app.graph._nodes.length === count", arg=expected)
 
