@@ -77,26 +77,20 @@ def main() -> None:
     right = {kind: float(np.mean([getattr(f, kind) == getattr(a, kind)
                                   for f, a in zip(found, asked, strict=True)])) for kind in KINDS}
 
-    known = np.stack([world.render(*train.example("train", i))
-                      for i in range(arguments.training)])
-
-    def unseen(split: str, first: int) -> np.ndarray:
-        return np.stack([world.render(*train.example(split, first + i))
-                         for i in range(len(pictures))])
-
     def through(shown: np.ndarray) -> np.ndarray:
         return np.stack([host.decode(host.encode(p)) for p in shown])
 
-    held_out = unseen("heldout", 0)
+    known = train.rendered("train", 0, arguments.training)
+    held_out = train.rendered("heldout", 0, len(pictures))
     coded = through(held_out)
     # no training run has rendered this far
-    new = through(unseen("train", 100_000))
+    new = through(train.rendered("train", 100_000, 100_000 + len(pictures)))
     figures = {
         "samples": len(pictures), "right": right,
         "autoencoder_psnr": float(np.mean([metrics.psnr(a, b)
                                            for a, b in zip(coded, held_out, strict=True)])),
         "nearest_training_picture": {
-            name: [float(np.percentile(nearest(shown, known), p)) for p in (5, 50)]
+            name: np.percentile(nearest(shown, known), (5, 50)).tolist()
             for name, shown in (("samples", pictures), ("new", new), ("held out", coded))
         },
     }

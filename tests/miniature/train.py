@@ -194,7 +194,8 @@ def example(split: str, index: int) -> tuple[world.Identity, world.Attributes]:
     return world.identity(split, index), world.attributes(rng)
 
 
-def _chunk(split: str, start: int, stop: int) -> np.ndarray:
+def rendered(split: str, start: int, stop: int) -> np.ndarray:
+    """Pictures of a split, uint8 [stop - start, 128, 128, 3]."""
     return np.stack([world.render(*example(split, i)) for i in range(start, stop)])
 
 
@@ -210,7 +211,7 @@ def render(run: Run) -> None:
     # spawned: a fork of a process whose torch has threads may hang
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for path, pictures in zip(
-            [j[0] for j in jobs], pool.map(_chunk, *zip(*[j[1:] for j in jobs], strict=True)),
+            [j[0] for j in jobs], pool.map(rendered, *zip(*[j[1:] for j in jobs], strict=True)),
             strict=True,
         ):
             partial = path.with_suffix(".part")

@@ -46,12 +46,18 @@ def test_a_larger_limit_goes_on_from_the_checkpoint(finished):
     assert any((before["model"][n] != after["model"][n]).any() for n in before["model"])
 
 
+def autoencoder_again(finished, work, setting):
+    """Weights of an autoencoder that was trained anew on the same pictures."""
+    run = train.Run(work, "cpu", setting)
+    for path in finished.work.glob("t*.npy"):
+        (run.work / path.name).symlink_to(path)
+    train.train_autoencoder(run)
+    return torch.load(run.work / "ae.pt")["model"]
+
+
 def test_the_same_seed_trains_the_same_weights(finished, tmp_path):
-    again = train.Run(tmp_path / "work", "cpu", config(2), tmp_path / "out")
-    for path in finished.work.glob("*.npy"):
-        (again.work / path.name).symlink_to(path)
-    train.train_autoencoder(again)
-    one, two = (torch.load(r.work / "ae.pt")["model"] for r in (finished, again))
+    one = torch.load(finished.work / "ae.pt")["model"]
+    two = autoencoder_again(finished, tmp_path / "work", config(2))
     assert all(torch.equal(one[n], two[n]) for n in one)
 
 
@@ -60,11 +66,7 @@ def test_the_decoder_ends_alone(finished, tmp_path):
     for steps in (1, 2):
         small = config(steps)
         small["ae"]["decoder_alone_from"] = 0.5
-        run = train.Run(tmp_path / str(steps), "cpu", small, tmp_path / "out")
-        for path in finished.work.glob("t*.npy"):
-            (run.work / path.name).symlink_to(path)
-        train.train_autoencoder(run)
-        networks.append(torch.load(run.work / "ae.pt")["model"])
+        networks.append(autoencoder_again(finished, tmp_path / str(steps), small))
     moved = {n for n in networks[0] if not torch.equal(networks[0][n], networks[1][n])}
     assert "to_picture.weight" in moved
     assert not any(n.startswith(("encoder.", "to_latent")) for n in moved)
