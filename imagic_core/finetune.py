@@ -16,7 +16,7 @@ from torch import Tensor
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding
 
-_SHORT = Settings(300, 8e-4, seed=0, batch_size=4, stratified=True, decay=True)
+_SHORT = Settings(300, 1e-3, seed=0, batch_size=4, stratified=True, decay=True)
 METHODS = {
     "lora": _SHORT,
     "attention": replace(_SHORT, learning_rate=1.2e-4),

@@ -36,9 +36,11 @@ import living  # noqa: E402
 from miniature import build, metrics  # noqa: E402
 from pack_in_host import load_pack  # noqa: E402
 
-STEPS, GUIDANCE, SAMPLER, SCHEDULER, SEED = 50, 3.0, "ddim", "normal", 11
+STEPS, SCHEDULER, SEED = 50, "normal", 11
 ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
 STRENGTHS, DEFAULT_STRENGTH = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.7
+# Sampler and guidance that served each method best on the tuning split.
+IMAGIC, SDEDIT, DDIB_GUIDANCE = ("euler_ancestral", 2.0), ("ddim", 3.0), 3.0
 # The paper's rate for B moves each weight of a network that is about eight times as wide as the
 # miniature's living channels, and what a change adds up to grows with the width.
 PAPER_RATE = 8 * 5e-7
@@ -83,10 +85,11 @@ class Host:
         pixels = self.node("VAEDecode").decode(self.vae, latent)[0][0]
         return (pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
-    def sample(self, model: Any, positive: Any, latent: dict, denoise: float = 1.0) -> np.ndarray:
-        """KSampler with the benchmark's fixed settings, decoded."""
+    def sample(self, model: Any, positive: Any, latent: dict, sampler: str, cfg: float,
+               denoise: float = 1.0) -> np.ndarray:
+        """KSampler with the benchmark's fixed steps, schedule and seed, decoded."""
         (out,) = self.nodes.common_ksampler(
-            model, SEED, STEPS, GUIDANCE, SAMPLER, SCHEDULER, positive, self.empty, latent,
+            model, SEED, STEPS, cfg, sampler, SCHEDULER, positive, self.empty, latent,
             denoise=denoise)
         return self.decode(out)
 
@@ -123,9 +126,9 @@ def imagic(host: Host, edit: Any, **inputs: Any) -> Grid:
     model = tune(model=host.model, optimized=optimized, image=image,
                  **{**defaults["ImagicFinetuneModel"], **inputs}).args[0]
     blend = host.node("ImagicInterpolateConditioning").execute
-    nothing = {"samples": host.torch.zeros_like(image["samples"])}
     return {
-        eta: host.sample(model, blend(target=target, optimized=optimized, eta=eta).args[0], nothing)
+        eta: host.sample(model, blend(target=target, optimized=optimized, eta=eta).args[0], image,
+                         *IMAGIC)
         for eta in ETAS
     }
 
@@ -144,13 +147,13 @@ def imagic_paper(host: Host, edit: Any) -> Grid:
 def sdedit(host: Host, edit: Any) -> Grid:
     """Noise the picture to a strength and draw the sentence from there."""
     image, target = host.encode(edit.source), host.say(edit.target_text)
-    return {s: host.sample(host.model, target, image, denoise=s) for s in STRENGTHS}
+    return {s: host.sample(host.model, target, image, *SDEDIT, denoise=s) for s in STRENGTHS}
 
 
 def ddib(host: Host, edit: Any) -> Grid:
     """To noise under the picture's own sentence, and back under the asked one."""
     noise = host.flow(edit.source_text, host.encode(edit.source), 1.0, backwards=True)
-    return {0.0: host.decode(host.flow(edit.target_text, noise, GUIDANCE, backwards=False))}
+    return {0.0: host.decode(host.flow(edit.target_text, noise, DDIB_GUIDANCE, backwards=False))}
 
 
 class Method(NamedTuple):

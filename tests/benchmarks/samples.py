@@ -3,10 +3,11 @@
     COMFYUI_PATH=... python tests/benchmarks/samples.py --json OUT.json [--sheet OUT.png]
                      [--count N] [--training N] [--living]
 
-Draws through the real host's KSampler and has the reader look. Then compares each sample's
-nearest training picture with that of renders that the model has never seen: one that copies comes
-nearer to its training pictures than those do. Held-out renders have colours that no training
-picture has; "new" ones have the training split's colours, as samples do.
+Draws through the real host's KSampler and has the reader look. Then looks for each sample's
+nearest picture, once among those of the training and once among as many of the same kind that the
+model has never seen: samples of a model that copies find theirs among the former, of one that does
+not in either just as often and as near. The same for renders that it has never seen, "new" ones of
+the training split's colours and held-out ones, which have colours of their own.
 """
 
 import argparse
@@ -41,6 +42,16 @@ def nearest(pictures: np.ndarray, known: np.ndarray) -> np.ndarray:
             for p in (pictures, known))
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     return np.sqrt(np.maximum(squares.min(1), 0) / a.shape[1])
+
+
+def compare(shown: np.ndarray, trained: np.ndarray, unseen: np.ndarray) -> dict[str, object]:
+    """Minimum, 5th percentile and median to the nearest of both, and how often the first is."""
+    to_trained, to_unseen = nearest(shown, trained), nearest(shown, unseen)
+    return {
+        "training": np.percentile(to_trained, (0, 5, 50)).tolist(),
+        "unseen": np.percentile(to_unseen, (0, 5, 50)).tolist(),
+        "nearer_to_training": float((to_trained < to_unseen).mean()),
+    }
 
 
 def main() -> None:
@@ -80,19 +91,18 @@ def main() -> None:
     def through(shown: np.ndarray) -> np.ndarray:
         return np.stack([host.decode(host.encode(p)) for p in shown])
 
-    known = train.rendered("train", 0, arguments.training)
     held_out = train.rendered("heldout", 0, len(pictures))
     coded = through(held_out)
     # no training run has rendered this far
-    new = through(train.rendered("train", 100_000, 100_000 + len(pictures)))
+    fresh = train.rendered("train", 100_000, 100_000 + len(pictures) + arguments.training)
+    new, unseen = through(fresh[: len(pictures)]), fresh[len(pictures):]
+    trained = train.rendered("train", 0, arguments.training)
     figures = {
         "samples": len(pictures), "right": right,
         "autoencoder_psnr": float(np.mean([metrics.psnr(a, b)
                                            for a, b in zip(coded, held_out, strict=True)])),
-        "nearest_training_picture": {
-            name: np.percentile(nearest(shown, known), (5, 50)).tolist()
-            for name, shown in (("samples", pictures), ("new", new), ("held out", coded))
-        },
+        "nearest": {name: compare(shown, trained, unseen) for name, shown in
+                    (("samples", pictures), ("new", new), ("held out", coded))},
     }
     arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))

@@ -18,8 +18,9 @@ def baseline_sdedit() -> Workflow:
         (360, 130),
     )
     edit = sampled(
-        w, g.checkpoint["MODEL"], g.target, g.negative, g.latent, steps=50, cfg=7.5, denoise=0.6
-    )
+        w, g.checkpoint["MODEL"], g.target, g.negative, g.latent,
+        sampler_name="euler", steps=50, cfg=7.5, denoise=0.6,
+    )  # fmt: skip
     shown(w, "SDEdit", edit, g.checkpoint["VAE"], "baseline_sdedit")
     return w
 

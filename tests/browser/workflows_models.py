@@ -44,7 +44,7 @@ def imagic_sdxl() -> Workflow:
         size_note="SDXL: 1 megapixel, as many as 1024 x 1024. Short of memory: 0.6, and "
         "*save_memory* on in both trainings.",
     )  # fmt: skip
-    _, _, edit = edited(w, g, cfg=5.0, sampler_name="dpmpp_2m", scheduler="karras")
+    _, _, edit = edited(w, g, cfg=5.0)
     shown(w, "Edit", edit, g.checkpoint["VAE"], "imagic_sdxl")
     return w
 

@@ -80,7 +80,8 @@ def method_prompt(protocol: Protocol, method: str, photograph: str, text: str) -
                 "KSampler", model=["tuned" if method == "imagic" else "checkpoint", 0],
                 positive=positive, negative=["negative", 0], latent_image=["latent", 0],
                 seed=protocol.seed, steps=protocol.steps, cfg=protocol.cfg,
-                sampler_name=protocol.sampler, scheduler=protocol.scheduler,
+                sampler_name=protocol.sdedit_sampler if method == "sdedit" else protocol.sampler,
+                scheduler=protocol.scheduler,
                 denoise=value if method == "sdedit" else 1.0,
             )  # fmt: skip
         latents = [[f"sampled_{index}", 0] for index in range(len(settings))]

@@ -28,7 +28,9 @@ class Protocol:
     Of the photograph, the middle square is scaled to ``size``. ``optimize`` and ``finetune`` are
     all inputs of Imagic's two training nodes that are not wired. The benchmark has no sentence for
     a photograph as it is, and one made up for it would be a choice, so DDIB inverts under
-    ``ddib_source``, the empty sentence: it is weaker than with a good caption.
+    ``ddib_source``, the empty sentence: it is weaker than with a good caption. Imagic and SDEdit
+    each have the kind of sampler that served them best where the true result was known, in
+    tests/benchmarks/counterfactual.py.
     """
 
     benchmark: str
@@ -41,7 +43,8 @@ class Protocol:
     strengths: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     steps: int = 30
     cfg: float = 4.0
-    sampler: str = "euler"
+    sampler: str = "euler_ancestral"
+    sdedit_sampler: str = "euler"
     scheduler: str = "normal"
     negative: str = ""
     ddib_source: str = ""

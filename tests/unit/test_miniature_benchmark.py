@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from miniature import edits, world
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import counterfactual  # noqa: E402
+import samples  # noqa: E402
 
 REACHED = {0.9: True, 0.3: False, 0.7: True, 0.5: True}
 
@@ -79,3 +81,17 @@ def test_parts_put_together_are_the_whole(tmp_path):
     rows = counterfactual.table(results)
     assert rows["sdedit"]["nearer_than_ddib"] == 0.5
     assert rows["ddib"]["psnr_to_truth"] == 11
+
+
+def world_of_noise(seed, count):
+    return np.random.default_rng(seed).integers(0, 250, (count, 128, 128, 3)).astype(np.uint8)
+
+
+def test_a_copy_is_told_from_a_picture_that_only_looks_like_the_training():
+    trained, unseen, other = (world_of_noise(seed, 40) for seed in (1, 2, 3))
+    copies = samples.compare(trained[:10] + 1, trained, unseen)
+    assert copies["nearer_to_training"] == 1
+    assert copies["training"][2] == pytest.approx(1) and copies["unseen"][0] > 2
+    fair = samples.compare(other, trained, unseen)
+    assert 0.2 < fair["nearer_to_training"] < 0.8
+    assert samples.compare(trained[:10], unseen, trained)["nearer_to_training"] == 0
