@@ -40,7 +40,7 @@ STEPS, SCHEDULER, SEED = 50, "normal", 11
 ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
 STRENGTHS, DEFAULT_STRENGTH = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.7
 # Sampler and guidance that served each method best on the tuning split.
-IMAGIC, SDEDIT, DDIB_GUIDANCE = ("euler_ancestral", 2.0), ("ddim", 3.0), 3.0
+IMAGIC, SDEDIT, DDIB_GUIDANCE = ("euler_ancestral", 2.0), ("ddim", 3.0), 2.0
 # The paper's rate for B moves each weight of a network that is about eight times as wide as the
 # miniature's living channels, and what a change adds up to grows with the width.
 PAPER_RATE = 8 * 5e-7

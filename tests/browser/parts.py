@@ -117,7 +117,8 @@ def learned(w: Workflow, checkpoint: Node, target: Output, latent: Output) -> tu
 ETA_NOTE = (
     "**eta** goes from your photograph (0) to your sentence (1).\n\n"
     "- Too little has changed: raise it.\n- The photograph is lost: lower it.\n"
-    "- Not your photograph even at 0: raise *steps* of Imagic Fine-tune Model.\n\n"
+    "- Not your photograph even at 0: raise *steps* of Imagic Fine-tune Model.\n"
+    "- Keep a sampler of the *ancestral* or *sde* kind: more of the photograph comes back.\n\n"
     "A new eta does not train again: change it and run."
 )
 
@@ -125,7 +126,7 @@ ETA_NOTE = (
 def mixed(w: Workflow, target: Output, optimized: Output, note: str = ETA_NOTE) -> Output:
     """Begin the column of stage C."""
     w.column("Edit")
-    w.note(note, (360, 170))
+    w.note(note, (360, 215))
     node = w.node(
         "ImagicInterpolateConditioning", (360, 0), target=target, optimized=optimized
     )
