@@ -38,7 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
 # under its guidance, in half the steps.
-HALF = {"ImagicOptimizeEmbedding": {"steps": 50}, "ImagicFinetuneModel": {"steps": 50}}
+HALF = {"ImagicOptimizeEmbedding": {"steps": 50}, "ImagicFinetuneModel": {"steps": 150}}
 LARGEST = 60_000
 GUIDE = "../web/docs/eta"
 

@@ -185,9 +185,11 @@ def imagic_upscale() -> Workflow:
         "ImageScaleBy", (360, 0), image=large["IMAGE"], upscale_method="lanczos", scale_by=0.5
     )
     again = w.node("VAEEncode", (360, 0), pixels=half["IMAGE"], vae=g.checkpoint["VAE"])
+    # from a picture, not from noise: here new noise would only take away what is already drawn
     drawn = sampled(
-        w, tuned, mix, g.negative, again["LATENT"], steps=20, denoise=0.35
-    )
+        w, tuned, mix, g.negative, again["LATENT"],
+        sampler_name="euler", steps=20, denoise=0.35,
+    )  # fmt: skip
     shown(w, "Enlarge", drawn, g.checkpoint["VAE"], "imagic_upscale")
     return w
 
