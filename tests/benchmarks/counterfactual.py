@@ -7,7 +7,8 @@
 Imagic's eta and SDEdit's strength follow one rule for all pictures. SDEdit takes the lowest on the
 grid at which the judge sees the asked attribute, which of all such rules served it best on the
 tuning split; Imagic takes the next one, since the first shows the edit half done. Where the judge
-never sees it, each takes its default. The truth is looked at only to score the result.
+never sees it, each takes its default. The truth is looked at only to score the result. What is
+drawn hangs on the seed, so each edit is drawn with every one of SEEDS, and all of them count.
 
 A world is a Python file with `edits(count)` and `Judge`, as
 in tests/miniature/edits.py; a checkpoint other than the miniature needs its own world.
@@ -36,7 +37,7 @@ import living  # noqa: E402
 from miniature import build, metrics  # noqa: E402
 from pack_in_host import load_pack  # noqa: E402
 
-STEPS, SCHEDULER, SEED = 50, "normal", 11
+STEPS, SCHEDULER, SEEDS = 50, "normal", (11, 12)
 ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
 STRENGTHS, DEFAULT_STRENGTH = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.7
 # Sampler and guidance that served each method best on the tuning split.
@@ -86,10 +87,10 @@ class Host:
         return (pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
     def sample(self, model: Any, positive: Any, latent: dict, sampler: str, cfg: float,
-               denoise: float = 1.0) -> np.ndarray:
-        """KSampler with the benchmark's fixed steps, schedule and seed, decoded."""
+               seed: int, denoise: float = 1.0) -> np.ndarray:
+        """KSampler with the benchmark's fixed steps and schedule, decoded."""
         (out,) = self.nodes.common_ksampler(
-            model, SEED, STEPS, cfg, sampler, SCHEDULER, positive, self.empty, latent,
+            model, seed, STEPS, cfg, sampler, SCHEDULER, positive, self.empty, latent,
             denoise=denoise)
         return self.decode(out)
 
@@ -109,9 +110,11 @@ class Host:
 
 
 Grid = dict[float, np.ndarray]
+Drawn = dict[int, Grid]
+"""For each seed, the pictures of all settings."""
 
 
-def imagic(host: Host, edit: Any, **inputs: Any) -> Grid:
+def imagic(host: Host, edit: Any, **inputs: Any) -> Drawn:
     """Stages A and B once with the nodes' defaults but for `inputs`, C and sampler for each eta."""
     image, target = host.encode(edit.source), host.say(edit.target_text)
     defaults = {
@@ -126,14 +129,14 @@ def imagic(host: Host, edit: Any, **inputs: Any) -> Grid:
     model = tune(model=host.model, optimized=optimized, image=image,
                  **{**defaults["ImagicFinetuneModel"], **inputs}).args[0]
     blend = host.node("ImagicInterpolateConditioning").execute
+    mixed = {eta: blend(target=target, optimized=optimized, eta=eta).args[0] for eta in ETAS}
     return {
-        eta: host.sample(model, blend(target=target, optimized=optimized, eta=eta).args[0], image,
-                         *IMAGIC)
-        for eta in ETAS
+        seed: {eta: host.sample(model, e, image, *IMAGIC, seed) for eta, e in mixed.items()}
+        for seed in SEEDS
     }
 
 
-def imagic_paper(host: Host, edit: Any) -> Grid:
+def imagic_paper(host: Host, edit: Any) -> Drawn:
     """The paper's recipe to the letter, but for B's rate."""
     stage = sys.modules[host.node("ImagicFinetuneModel").__module__]
     before = stage.PAPER
@@ -144,29 +147,39 @@ def imagic_paper(host: Host, edit: Any) -> Grid:
         stage.PAPER = before
 
 
-def sdedit(host: Host, edit: Any) -> Grid:
+def sdedit(host: Host, edit: Any) -> Drawn:
     """Noise the picture to a strength and draw the sentence from there."""
     image, target = host.encode(edit.source), host.say(edit.target_text)
-    return {s: host.sample(host.model, target, image, *SDEDIT, denoise=s) for s in STRENGTHS}
+    return {
+        seed: {s: host.sample(host.model, target, image, *SDEDIT, seed, denoise=s)
+               for s in STRENGTHS}
+        for seed in SEEDS
+    }
 
 
-def ddib(host: Host, edit: Any) -> Grid:
+def seedless(picture: np.ndarray) -> Drawn:
+    """What has no setting and no chance in it, the same for every seed."""
+    return dict.fromkeys(SEEDS, {0.0: picture})
+
+
+def ddib(host: Host, edit: Any) -> Drawn:
     """To noise under the picture's own sentence, and back under the asked one."""
     noise = host.flow(edit.source_text, host.encode(edit.source), 1.0, backwards=True)
-    return {0.0: host.decode(host.flow(edit.target_text, noise, DDIB_GUIDANCE, backwards=False))}
+    back = host.flow(edit.target_text, noise, DDIB_GUIDANCE, backwards=False)
+    return seedless(host.decode(back))
 
 
 class Method(NamedTuple):
     """How to edit, which of the settings that reach the edit to take, and which if none does."""
 
-    make: Callable[[Host, Any], Grid]
+    make: Callable[[Host, Any], Drawn]
     default: float = 0.0
     take: int = 0
 
 
 METHODS = {
-    "nothing done": Method(lambda host, edit: {0.0: edit.source}),
-    "ceiling": Method(lambda host, edit: {0.0: host.decode(host.encode(edit.truth))}),
+    "nothing done": Method(lambda host, edit: seedless(edit.source)),
+    "ceiling": Method(lambda host, edit: seedless(host.decode(host.encode(edit.truth)))),
     "imagic": Method(imagic, DEFAULT_ETA, take=1),
     "imagic, paper": Method(imagic_paper, DEFAULT_ETA, take=1),
     "sdedit": Method(sdedit, DEFAULT_STRENGTH),
@@ -181,7 +194,7 @@ def choose(method: Method, reached: dict[float, bool]) -> float:
 
 
 def table(results: dict[str, list[dict]]) -> dict[str, dict]:
-    """Mean figures of each method; rates are shares of all edits."""
+    """Mean figures of each method over all edits and seeds."""
     rows = {}
     for name, each in results.items():
         row = {
@@ -221,20 +234,30 @@ def module_from(path: Path) -> ModuleType:
     return module
 
 
-def run(host: Host, edit: Any, method: str, judge: Any) -> tuple[dict, list[np.ndarray]]:
-    """One edit by one method: its figures, and the pictures for the sheet."""
+def run(host: Host, edit: Any, method: str, judge: Any) -> tuple[list[dict], list[np.ndarray]]:
+    """One edit by one method: its figures for each seed, and the first's pictures for the sheet."""
     started = time.monotonic()
     with host.torch.inference_mode():
-        grid = METHODS[method].make(host, edit)
+        drawn = METHODS[method].make(host, edit)
+    seconds = round(time.monotonic() - started, 1)
+    each, shown = zip(*(
+        score(host, edit, method, judge, grid, {"seed": seed, "seconds": seconds})
+        for seed, grid in drawn.items()
+    ), strict=True)
+    return list(each), shown[0]
+
+
+def score(host: Host, edit: Any, method: str, judge: Any, grid: Grid,
+          about: dict) -> tuple[dict, list[np.ndarray]]:
+    """The figures of one seed, and its pictures."""
     verdicts = {s: judge(edit, picture) for s, picture in grid.items()}
     setting = choose(METHODS[method], {s: v.reached for s, v in verdicts.items()})
     found = {
-        "edit": edit.name, "setting": setting, "reached": verdicts[setting].reached,
+        "edit": edit.name, **about, "setting": setting, "reached": verdicts[setting].reached,
         "kept": verdicts[setting].kept, "psnr": metrics.psnr(grid[setting], edit.truth),
         "ssim": metrics.ssim(grid[setting], edit.truth),
         "grid": {s: [v.reached, v.kept, round(metrics.psnr(grid[s], edit.truth), 2)]
                  for s, v in verdicts.items()},
-        "seconds": round(time.monotonic() - started, 1),
     }
     if not method.startswith("imagic"):
         return found, [grid[setting]]
@@ -256,7 +279,7 @@ def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
         said = json.loads(part.read_text())
         for name, each in said["edits"].items():
             results.setdefault(name, []).extend(each)
-    return {n: sorted(each, key=lambda e: e["edit"]) for n, each in results.items()}, (
+    return {n: sorted(each, key=lambda e: (e["edit"], e["seed"])) for n, each in results.items()}, (
         said["network"])
 
 
@@ -298,7 +321,7 @@ def main() -> None:
         shown = [edit.source, edit.truth]
         for name in arguments.methods:
             found, pictures = run(host, edit, name, judge)
-            results[name].append(found)
+            results[name] += found
             shown += pictures
             print(name, json.dumps(found), flush=True)
         sheet.append(np.concatenate(shown, axis=1))

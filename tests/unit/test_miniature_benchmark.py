@@ -2,9 +2,11 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from miniature import edits, world
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -68,19 +70,32 @@ def test_edits_are_of_held_out_dogs_and_change_one_attribute():
 
 def test_parts_put_together_are_the_whole(tmp_path):
     def one(number, psnr):
-        return {"edit": f"{number:03d} pose", "reached": True, "kept": True, "psnr": psnr,
-                "ssim": 0.5}
+        edit, seed = divmod(number, 2)
+        return {"edit": f"{edit:03d} pose", "seed": seed, "reached": True, "kept": True,
+                "psnr": psnr, "ssim": 0.5}
 
-    for part, numbers in (("a", (0, 2)), ("b", (1, 3))):
+    for part, numbers in (("a", (2, 1)), ("b", (0, 3))):
         counterfactual.write(tmp_path / part, {
             "sdedit": [one(n, 10.0 + n) for n in numbers],
-            "ddib": [one(n, 10.5 + n % 2) for n in numbers]}, "some")
+            "ddib": [one(n, 10.5 + n % 2) for n in reversed(numbers)]}, "some")
     results, network = counterfactual.merge([tmp_path / "a", tmp_path / "b"])
     assert network == "some"
     assert [e["psnr"] for e in results["sdedit"]] == [10, 11, 12, 13]
     rows = counterfactual.table(results)
     assert rows["sdedit"]["nearer_than_ddib"] == 0.5
     assert rows["ddib"]["psnr_to_truth"] == 11
+
+
+def test_every_seed_of_an_edit_is_judged_by_its_own_pictures(monkeypatch):
+    edit = edits.edits(1)[0]
+    right, wrong = {0.0: edit.truth}, {0.0: edit.source}
+    method = counterfactual.Method(lambda host, edit: {5: right, 6: wrong})
+    monkeypatch.setitem(counterfactual.METHODS, "made up", method)
+    host = SimpleNamespace(torch=torch)
+    found, shown = counterfactual.run(host, edit, "made up", edits.Judge())
+    assert [(f["seed"], f["reached"]) for f in found] == [(5, True), (6, False)]
+    assert found[0]["psnr"] > 90 > found[1]["psnr"]
+    assert shown[0] is edit.truth
 
 
 def world_of_noise(seed, count):
