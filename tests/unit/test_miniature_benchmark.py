@@ -72,7 +72,7 @@ def test_parts_put_together_are_the_whole(tmp_path):
     def one(number, psnr):
         edit, seed = divmod(number, 2)
         return {"edit": f"{edit:03d} pose", "seed": seed, "reached": True, "kept": True,
-                "psnr": psnr, "ssim": 0.5}
+                "psnr": psnr, "ssim": 0.5, "likeness": psnr}
 
     for part, numbers in (("a", (2, 1)), ("b", (0, 3))):
         counterfactual.write(tmp_path / part, {
@@ -96,6 +96,16 @@ def test_every_seed_of_an_edit_is_judged_by_its_own_pictures(monkeypatch):
     assert [(f["seed"], f["reached"]) for f in found] == [(5, True), (6, False)]
     assert found[0]["psnr"] > 90 > found[1]["psnr"]
     assert shown[0] is edit.truth
+
+
+def test_of_an_edits_seeds_the_one_is_taken_that_reaches_it_and_is_most_like_the_photograph():
+    def one(edit, reached, likeness, psnr):
+        return {"edit": edit, "reached": reached, "likeness": likeness, "psnr": psnr}
+
+    taken = counterfactual.best({"imagic": [
+        one("a", False, 0.9, 1), one("a", True, 0.4, 30), one("a", True, 0.6, 2),
+        one("b", False, 0.2, 30), one("b", False, 0.3, 3)]})
+    assert [(e["edit"], e["psnr"]) for e in taken["imagic"]] == [("a", 2), ("b", 3)]
 
 
 def world_of_noise(seed, count):
