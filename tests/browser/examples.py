@@ -20,6 +20,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "ImagicFinetuneModel": {"steps": 2, "batch_size": 1},
     "ImagicEtaSweep": {"count": 3},
     "KSampler": {"steps": 2},
+    "KSamplerAdvanced": {"steps": 2},
     "BasicScheduler": {"steps": 2},
 }
 

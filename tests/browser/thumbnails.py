@@ -35,6 +35,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "LoadImage": {"image": "photograph.png"},
     "ImageScaleToTotalPixels": {"megapixels": 128 * 128 / 1024**2},
     "KSampler": {"cfg": 3.0},
+    "KSamplerAdvanced": {"cfg": 3.0},
 }
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
 # under its guidance, in fewer steps.
@@ -85,6 +86,11 @@ class Studio:
 def edit(studio: Studio) -> Image.Image:
     """As it is."""
     return studio.beside("imagic_edit", "eta 0.7")
+
+
+def inversion(studio: Studio) -> Image.Image:
+    """As it is."""
+    return studio.beside("imagic_inversion", "eta 0.7")
 
 
 def choosing_eta(studio: Studio) -> Image.Image:
@@ -171,6 +177,7 @@ def ddib(studio: Studio) -> Image.Image:
 
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     "imagic_edit": edit,
+    "imagic_inversion": inversion,
     GUIDE: choosing_eta,
     "imagic_eta_sheet": eta_sheet,
     "imagic_choose_eta": choose_eta,

@@ -41,6 +41,49 @@ def imagic_edit() -> Workflow:
     return w
 
 
+def imagic_inversion() -> Workflow:
+    """The edit drawn from the photograph's own noise, so that what is around it stays in place."""
+    w = Workflow()
+    g = given(w)
+    optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
+
+    title = "From the photograph to its noise"
+    w.column(title)
+    w.note(
+        "**The noise from which the model, as loaded, would have drawn your photograph.** It "
+        "knows where the sun and the clouds are; a seed's noise does not.\n\nFor models that "
+        "predict noise or v: Stable Diffusion 1.x, 2.x, XL.",
+        (360, 150),
+    )
+    sigmas = w.node(
+        "BasicScheduler", (360, 0), model=g.checkpoint["MODEL"], scheduler="normal", steps=50
+    )
+    flipped = w.node("FlipSigmas", (360, 0), sigmas=sigmas["SIGMAS"])
+    # of second order: what Euler's steps of this number find is far from noise
+    heun = w.node("KSamplerSelect", (360, 0), sampler_name="heun")
+    noise = w.node(
+        "SamplerCustom", (360, 0), model=g.checkpoint["MODEL"], add_noise=False, cfg=1.0,
+        positive=optimized["optimized"], negative=g.negative, sampler=heun["SAMPLER"],
+        sigmas=flipped["SIGMAS"], latent_image=g.latent, control_after_generate="fixed",
+    )  # fmt: skip
+
+    mix = mixed(
+        w, g.target, optimized["optimized"],
+        "**eta** goes from your photograph (0) to your sentence (1). From the photograph's own "
+        "noise the edit comes at a higher eta than from a seed's.\n\n"
+        "- Too little has changed: raise it.\n- The photograph is lost: lower it.\n"
+        "- It comes at no eta: draw from a seed's noise, with *imagic_edit*.\n\n"
+        "A new eta does not train again: change it and run.",
+    )  # fmt: skip
+    edit = w.node(
+        "KSamplerAdvanced", (360, 0), model=tuned["model"], positive=mix, negative=g.negative,
+        latent_image=noise["output"], add_noise="disable", steps=30, cfg=4.0,
+        sampler_name="euler", scheduler="normal", control_after_generate="fixed",
+    )  # fmt: skip
+    shown(w, "Edit", edit["LATENT"], g.checkpoint["VAE"], "imagic_inversion")
+    return w
+
+
 def imagic_eta_sheet() -> Workflow:
     """The paper's figure 7: a range of eta on one noise, before and after fine-tuning."""
     w = Workflow()
@@ -198,6 +241,7 @@ WORKFLOWS: dict[str, Callable[[], Workflow]] = {
     function.__name__: function
     for function in (
         imagic_edit,
+        imagic_inversion,
         imagic_eta_sheet,
         imagic_choose_eta,
         imagic_reuse,

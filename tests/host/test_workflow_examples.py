@@ -257,3 +257,30 @@ def test_ddib_returns_the_photograph_under_its_own_sentence_and_edits_it_under_a
         near[text] = psnr(edit, arrays(client, result, same)[0])
     kept, edited = near.values()
     assert kept > 25 and edited < kept - 5, near
+
+
+def test_from_its_own_noise_the_photograph_returns_and_at_another_eta_the_sentence(
+    stocked, client, miniature
+):
+    changes = {
+        "CheckpointLoaderSimple": {"ckpt_name": miniature},
+        "LoadImage": {"image": "animal.png"},
+        "ImageScaleToTotalPixels": {"megapixels": 128 * 128 / 1024**2},
+        # Nothing is learned: what returns the photograph is its noise alone.
+        "ImagicOptimizeEmbedding": {"steps": 1, "batch_size": 1, "learning_rate": 0.0},
+        "ImagicFinetuneModel": {"steps": 1, "batch_size": 1, "learning_rate": 0.0},
+        "KSamplerAdvanced": {"steps": 50, "cfg": 1.0},
+    }
+    prompt = example(client, "imagic_inversion", changes)
+    same = with_round_trip(prompt)
+    sentence, _ = (prompt[n]["inputs"] for n in nodes_of(prompt, "CLIPTextEncode"))
+    (mix,) = nodes_of(prompt, "ImagicInterpolateConditioning")
+    sentence["text"] = "a photo of a standing dog on the grass"
+    other = {"class_type": "CLIPTextEncode", "inputs": {**sentence, "text": "a dog on the beach"}}
+    near = {}
+    for eta in (0.0, 1.0):
+        prompt[mix]["inputs"].update(eta=eta, target=["other", 0])
+        result = client.run({**prompt, "other": other})
+        (edit,) = arrays(client, result, nodes_of(prompt, "SaveImage")[0])
+        near[eta] = psnr(edit, arrays(client, result, same)[0])
+    assert near[0.0] > 25 and near[1.0] < near[0.0] - 5, near
