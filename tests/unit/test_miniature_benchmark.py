@@ -108,6 +108,31 @@ def test_of_an_edits_seeds_the_one_is_taken_that_reaches_it_and_is_most_like_the
     assert [(e["edit"], e["psnr"]) for e in taken["imagic"]] == [("a", 2), ("b", 3)]
 
 
+class Learning:
+    """Stands in for a training node: says which edit and recipe it was asked for."""
+
+    calls = 0
+
+    @classmethod
+    def define_schema(cls):
+        return SimpleNamespace(inputs=[SimpleNamespace(id="recipe", default="as set")])
+
+    @classmethod
+    def execute(cls, image, recipe, **wired):
+        cls.calls += 1
+        return SimpleNamespace(args=[f"{image} {recipe}"])
+
+
+def test_what_was_learned_serves_again_but_no_other_edit_and_no_other_recipe():
+    host = SimpleNamespace(learned=(), model=None, node=lambda stage: Learning, say=str, encode=str)
+    one, two = (SimpleNamespace(name=n, source=n, target_text="") for n in ("one", "two"))
+    Learning.calls = 0
+    asked = [(one, {}), (one, {}), (one, {"recipe": "paper"}), (two, {"recipe": "paper"})]
+    found = [counterfactual.learn(host, edit, **inputs) for edit, inputs in asked]
+    assert [model for _, model in found] == ["one as set", "one as set", "one paper", "two paper"]
+    assert Learning.calls == 2 * 3, "two stages, each of three different ones once"
+
+
 def world_of_noise(seed, count):
     return np.random.default_rng(seed).integers(0, 250, (count, 128, 128, 3)).astype(np.uint8)
 
