@@ -117,6 +117,8 @@ def main() -> int:
         find(prompt, "ImageScaleToTotalPixels")["megapixels"] = megapixels
         target, _ = find(prompt, "ImagicOptimizeEmbedding")["target"]
         prompt[target]["inputs"]["text"] = sentence
+        if not given.checkpoint:
+            find(prompt, "ImagicFinetuneModel")["learning_rate"] = build.LORA_RATE
         for node in prompt.values():
             if "seed" in node["inputs"]:
                 node["inputs"]["seed"] = given.seed

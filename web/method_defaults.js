@@ -3,7 +3,7 @@
 import { app } from "/scripts/app.js";
 
 const DEFAULTS = {
-  lora: { steps: 300, learning_rate: 1e-3 },
+  lora: { steps: 300, learning_rate: 4e-4 },
   attention: { steps: 300, learning_rate: 1.2e-4 },
   full: { steps: 300, learning_rate: 2e-5 },
 };

@@ -45,9 +45,11 @@ ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
 STRENGTHS, DEFAULT_STRENGTH = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.7
 # Sampler and guidance that served each method best on the tuning split.
 IMAGIC, SDEDIT, INVERTED_GUIDANCE, DDIB_GUIDANCE = ("euler_ancestral", 2.0), ("ddim", 3.0), 2.0, 2.0
-# The paper's rate for B moves each weight of a network that is about eight times as wide as the
-# miniature's living channels, and what a change adds up to grows with the width.
+# The rates of B, the default and the paper's, are for networks about eight times as wide as the
+# miniature's living channels. What a step adds up to grows with the width where it moves the
+# weights themselves, and with its square root where it moves the two matrices of a LoRA.
 PAPER_RATE = 8 * 5e-7
+DEFAULT_RATE = build.LORA_RATE
 
 
 class Host:
@@ -119,7 +121,7 @@ Drawn = dict[int, Grid]
 
 
 def learn(host: Host, edit: Any, **inputs: Any) -> tuple[Any, Any]:
-    """Stages A and B with the nodes' defaults but for `inputs`: e_opt and the model.
+    """Stages A and B with the nodes' defaults but for B's rate and `inputs`: e_opt and the model.
 
     The last ones are kept, for methods that only draw in another way.
     """
@@ -136,8 +138,9 @@ def learn(host: Host, edit: Any, **inputs: Any) -> tuple[Any, Any]:
     optimized = optimize(model=host.model, target=target, image=image,
                          **{**defaults["ImagicOptimizeEmbedding"], **inputs}).args[0]
     tune = host.node("ImagicFinetuneModel").execute
+    rate = {"learning_rate": DEFAULT_RATE}
     model = tune(model=host.model, optimized=optimized, image=image,
-                 **{**defaults["ImagicFinetuneModel"], **inputs}).args[0]
+                 **{**defaults["ImagicFinetuneModel"], **rate, **inputs}).args[0]
     host.learned = key, optimized, model
     return optimized, model
 

@@ -1,8 +1,8 @@
 """The work of ``make_thumbnails.py``, in the host's Python.
 
 Each workflow runs through a real server with the miniature in its checkpoint loader, the
-miniature's size and guidance, and a sentence that it knows; all else is as in the workflow. Where
-a workflow needs more than that, its part below says what was done instead.
+miniature's size, guidance and learning rate, and a sentence that it knows; all else is as in the
+workflow. Where a workflow needs more than that, its part below says what was done instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from client import Client, Prompt
 from demo_edit import contact_sheet, our_photograph
 from environment import REPOSITORY
 from host_process import serve
-from miniature.build import build
+from miniature.build import LORA_RATE, build
 from PIL import Image
 
 SOURCE = "a photo of a standing dog on the grass"
@@ -34,12 +34,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
     "LoadImage": {"image": "photograph.png"},
     "ImageScaleToTotalPixels": {"megapixels": 128 * 128 / 1024**2},
+    "ImagicFinetuneModel": {"learning_rate": LORA_RATE},
     "KSampler": {"cfg": 3.0},
     "KSamplerAdvanced": {"cfg": 3.0},
 }
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
 # under its guidance, in fewer steps.
-FEWER = {"ImagicOptimizeEmbedding": {"steps": 50}, "ImagicFinetuneModel": {"steps": 50}}
+FEWER = {
+    "ImagicOptimizeEmbedding": {"steps": 50},
+    "ImagicFinetuneModel": {"steps": 50, "learning_rate": LORA_RATE},
+}
 LARGEST = 60_000
 GUIDE = "../web/docs/eta"
 
