@@ -123,12 +123,14 @@ ETA_NOTE = (
 )
 
 
-def mixed(w: Workflow, target: Output, optimized: Output, note: str = ETA_NOTE) -> Output:
+def mixed(
+    w: Workflow, target: Output, optimized: Output, note: str = ETA_NOTE, **settings: float
+) -> Output:
     """Begin the column of stage C."""
     w.column("Edit")
     w.note(note, (360, 215))
     node = w.node(
-        "ImagicInterpolateConditioning", (360, 0), target=target, optimized=optimized
+        "ImagicInterpolateConditioning", (360, 0), target=target, optimized=optimized, **settings
     )
     return node["conditioning"]
 
