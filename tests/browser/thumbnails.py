@@ -94,7 +94,7 @@ def edit(studio: Studio) -> Image.Image:
 
 def inversion(studio: Studio) -> Image.Image:
     """As it is."""
-    return studio.beside("imagic_inversion", "eta 0.9")
+    return studio.beside("imagic_inversion", "eta 1.1")
 
 
 def choosing_eta(studio: Studio) -> Image.Image:

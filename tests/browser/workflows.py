@@ -74,7 +74,7 @@ def imagic_inversion() -> Workflow:
         "- Too little has changed: raise it.\n- The photograph is lost: lower it.\n"
         "- It comes at no eta: draw from a seed's noise, with *imagic_edit*.\n\n"
         "A new eta does not train again: change it and run.",
-        eta=0.9,
+        eta=1.1,
     )  # fmt: skip
     edit = w.node(
         "KSamplerAdvanced", (360, 0), model=tuned["model"], positive=mix, negative=g.negative,
