@@ -8,7 +8,8 @@ from comfy_api.latest import io
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from . import run
+from . import schema
+from .errors import BadInputError, named
 
 NAME = "Imagic Contact Sheet"
 GAP = 6
@@ -32,15 +33,15 @@ def sweep_pictures(node: str, socket: str, images: list[Tensor], etas: list[floa
     if len(images) == 1 and len(etas) != 1:
         images = list(images[0].split(1))
     if etas and len(images) != len(etas):
-        raise ValueError(
-            f"{node}: '{socket}' has {len(images)} pictures, but 'etas' has {len(etas)} values; "
+        raise BadInputError(
+            f"'{socket}' has {len(images)} pictures, but 'etas' has {len(etas)} values; "
             "connect both to the same Imagic Eta Sweep, the pictures through KSampler and VAE "
             "Decode."
         )
     sizes = sorted({tuple(image.shape) for image in images})
     if len(sizes) > 1:
-        raise ValueError(
-            f"{node}: the pictures of '{socket}' have different shapes, {sizes[0]} and "
+        raise BadInputError(
+            f"the pictures of '{socket}' have different shapes, {sizes[0]} and "
             f"{sizes[1]}; connect the pictures of one sweep."
         )
     return images
@@ -113,7 +114,7 @@ class ImagicContactSheet(io.ComfyNode):
         return io.Schema(
             node_id="ImagicContactSheet",
             display_name=NAME,
-            category=run.TOOLS,
+            category=schema.TOOLS,
             description="Puts the pictures of a sweep side by side in one picture, labelled with "
             "their eta.",
             is_input_list=True,
@@ -154,6 +155,7 @@ class ImagicContactSheet(io.ComfyNode):
         )
 
     @classmethod
+    @named(NAME)
     def execute(
         cls,
         images: list[Tensor],
@@ -172,8 +174,8 @@ class ImagicContactSheet(io.ComfyNode):
         if pretrained:
             plain = sweep_pictures(NAME, "pretrained", pretrained, etas or [])
             if len(plain) != len(tuned) or len(plain[0]) != seeds:
-                raise ValueError(
-                    f"{NAME}: 'pretrained' has {len(plain)} pictures of {len(plain[0])} seeds, but "
+                raise BadInputError(
+                    f"'pretrained' has {len(plain)} pictures of {len(plain[0])} seeds, but "
                     f"'images' has {len(tuned)} of {seeds}; sample both with the same Imagic Eta "
                     "Sweep and the same latent."
                 )

@@ -8,7 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..imagic_core.interpolate import interpolate
-from . import comfy_host, run
+from . import comfy_host, schema
+from .errors import named
 
 NAME = "Imagic Eta Sweep"
 
@@ -29,7 +30,7 @@ class ImagicEtaSweep(io.ComfyNode):
         return io.Schema(
             node_id="ImagicEtaSweep",
             display_name=NAME,
-            category=run.TOOLS,
+            category=schema.TOOLS,
             description="Conditionings for a range of eta. What they are wired to runs once for "
             "each: one KSampler with one seed draws the whole range.",
             inputs=[
@@ -76,13 +77,14 @@ class ImagicEtaSweep(io.ComfyNode):
         )
 
     @classmethod
+    @named(NAME)
     def execute(
         cls, target: Any, optimized: Any, start: float, stop: float, count: int
     ) -> io.NodeOutput:
         """Interpolate at each eta."""
         etas = eta_range(start, stop, count)
         conditionings = [
-            comfy_host.combine(NAME, target, optimized, partial(interpolate, eta=eta))
+            comfy_host.combine(target, optimized, partial(interpolate, eta=eta))
             for eta in etas
         ]
         return io.NodeOutput(conditionings, etas)

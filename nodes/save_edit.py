@@ -12,11 +12,12 @@ import folder_paths
 import torch
 from comfy.cli_args import args
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..imagic_core import edit_file
-from ..imagic_core.edit_file import Edit, EditFileError, Sentence
-from . import comfy_host, run
+from ..imagic_core.edit import Edit
+from ..imagic_core.edit_file import EditFileError
+from . import comfy_host, schema
+from .errors import BadInputError, named
 
 NAME = "Imagic Save Edit"
 
@@ -87,7 +88,7 @@ class ImagicSaveEdit(io.ComfyNode):
         return io.Schema(
             node_id="ImagicSaveEdit",
             display_name=NAME,
-            category=run.TOOLS,
+            category=schema.TOOLS,
             description="Saves the embeddings and what the model learned to one file, for Imagic "
             "Load Edit. Its outputs are exactly what that node will give back.",
             is_output_node=True,
@@ -132,24 +133,24 @@ class ImagicSaveEdit(io.ComfyNode):
         )
 
     @classmethod
+    @named(NAME)
     def execute(
         cls,
-        model: Any,
-        optimized: Any,
-        target: Any,
-        lora: dict[str, Tensor],
+        model: comfy_host.Model,
+        optimized: comfy_host.Conditioning,
+        target: comfy_host.Conditioning,
+        lora: comfy_host.Lora,
         filename_prefix: str = "imagic/edit",
-        image: dict[str, Any] | None = None,
+        image: comfy_host.Latent | None = None,
         optimized_loss: dict[str, list[float]] | None = None,
         model_loss: dict[str, list[float]] | None = None,
     ) -> io.NodeOutput:
         """Write the file, and hand on what was written."""
         if comfy_host.has_lora(model, lora):
-            raise ValueError(
-                f"{NAME}: 'model' is the fine-tuned model, to which 'lora' would be applied twice; "
-                "connect the model as loaded, the one that is wired to Imagic Fine-tune Model."
+            raise BadInputError(
+                "'model' is the fine-tuned model, to which 'lora' would be applied twice; connect "
+                "the model as loaded, the one that is wired to Imagic Fine-tune Model."
             )
-        comfy_host.check_lora(NAME, "lora", model, lora)
         hidden = cls.hidden
         graph = learned_from(hidden.prompt, hidden.unique_id) if hidden else {}
         about = {
@@ -165,9 +166,9 @@ class ImagicSaveEdit(io.ComfyNode):
         }
         with torch.inference_mode(False):
             edit = Edit(
-                _sentence("target", target),
-                _sentence("optimized", optimized),
-                edit_file.rounded(lora),
+                comfy_host.read_sentence("target", target),
+                comfy_host.read_sentence("optimized", optimized),
+                comfy_host.rounded(lora),
                 about,
             )
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
@@ -175,12 +176,12 @@ class ImagicSaveEdit(io.ComfyNode):
         )
         file = f"{name}_{counter:05}_.safetensors"
         try:
-            edit_file.check_weights(edit.weights, comfy_host.weight_shapes(model))
+            comfy_host.check_lora(comfy_host.weight_shapes(model), edit.weights)
             edit_file.write(Path(folder) / file, edit)
-        except EditFileError as error:
-            raise ValueError(
-                f"{NAME}: what is wired {error}; connect 'lora' to Imagic Fine-tune Model, and "
-                "'target' and 'optimized' to what the trainings got and gave."
+        except (BadInputError, EditFileError) as error:
+            raise BadInputError(
+                f"what is wired {error}; connect 'lora' to Imagic Fine-tune Model, and 'target' "
+                "and 'optimized' to what the trainings got and gave."
             ) from error
         comfy_host.LOGGER.info("%s: wrote %s", NAME, Path(folder) / file)
         weights = {key: tensor.float() for key, tensor in edit.weights.items()}
@@ -190,7 +191,7 @@ class ImagicSaveEdit(io.ComfyNode):
         )
 
 
-def image_hash(latent: Mapping[str, Any] | None) -> str | None:
+def image_hash(latent: comfy_host.Latent | None) -> str | None:
     """Hash of the photograph's latent, or None."""
     if latent is None:
         return None
@@ -198,8 +199,3 @@ def image_hash(latent: Mapping[str, Any] | None) -> str | None:
     return hashlib.sha256(
         str(tuple(samples.shape)).encode() + samples.numpy().tobytes()
     ).hexdigest()
-
-
-def _sentence(socket: str, conditioning: Any) -> Sentence:
-    text = comfy_host.read_text(NAME, socket, conditioning)
-    return Sentence(text.embedding, {k: v for k, v in text.options.items() if k != "pooled_output"})

@@ -15,8 +15,9 @@ from comfy_api.latest import io
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from . import comfy_host, run
+from . import comfy_host, schema
 from .contact_sheet import sweep_pictures, to_image
+from .errors import BadInputError, named
 
 NAME = "Imagic Score Edits"
 PAPER_RANGE = (0.6, 0.8)
@@ -99,16 +100,16 @@ def clip_scores(pictures: list[Tensor], clip_vision: Any, clip: Any, text: str) 
     """
     vision = getattr(clip_vision.model, "visual_projection", None)
     if not isinstance(vision, torch.nn.Module):
-        raise ValueError(
-            f"{NAME}: 'clip_vision' is a {type(clip_vision.model).__name__} without a projection "
+        raise BadInputError(
+            f"'clip_vision' is a {type(clip_vision.model).__name__} without a projection "
             "into the space of text; connect a Load CLIP Vision with a CLIP model."
         )
-    sentence = F.normalize(comfy_host.text_features(NAME, clip, text), dim=-1)
+    sentence = F.normalize(comfy_host.text_features(clip, text), dim=-1)
     weight: Any = vision.weight
     width, found = weight.shape[0], sentence.shape[-1]
     if found != width:
-        raise ValueError(
-            f"{NAME}: 'clip' describes a sentence by {found} numbers, 'clip_vision' a picture by "
+        raise BadInputError(
+            f"'clip' describes a sentence by {found} numbers, 'clip_vision' a picture by "
             f"{width}; connect the text and the vision encoder of one and the same CLIP."
         )
     seen = [clip_vision.encode_image(p)["image_embeds"].float().cpu() for p in pictures]
@@ -250,7 +251,7 @@ class ImagicScoreEdits(io.ComfyNode):
         return io.Schema(
             node_id="ImagicScoreEdits",
             display_name=NAME,
-            category=run.TOOLS,
+            category=schema.TOOLS,
             description="Measures how near each picture of a sweep is to your photograph, and, "
             "with CLIP, to your sentence; draws both over eta and recommends one. You choose.",
             is_input_list=True,
@@ -290,6 +291,7 @@ class ImagicScoreEdits(io.ComfyNode):
         )
 
     @classmethod
+    @named(NAME)
     def execute(
         cls,
         images: list[Tensor],
@@ -304,22 +306,22 @@ class ImagicScoreEdits(io.ComfyNode):
         wired = {"clip_vision": clip_vision, "clip": clip, "text": sentence}
         missing = [name for name, value in wired.items() if not value]
         if missing and (clip_vision or clip):
-            raise ValueError(
-                f"{NAME}: '{missing[0]}' is not given, and alignment needs 'clip_vision', 'clip' "
+            raise BadInputError(
+                f"'{missing[0]}' is not given, and alignment needs 'clip_vision', 'clip' "
                 "and 'text'; give all three, or disconnect both encoders."
             )
         pictures = [p[..., :3] for p in sweep_pictures(NAME, "images", images, etas)]
         if len(set(etas)) < max(3, len(etas)):
-            raise ValueError(
-                f"{NAME}: 'etas' has {len(set(etas))} different values of {len(etas)}; connect an "
+            raise BadInputError(
+                f"'etas' has {len(set(etas))} different values of {len(etas)}; connect an "
                 "Imagic Eta Sweep with a count of at least 3."
             )
         order = sorted(range(len(etas)), key=etas.__getitem__)
         etas, pictures = [etas[i] for i in order], [pictures[i] for i in order]
         name, faithful = fidelity(pictures, matched(original[0], pictures[0]))
         if max(faithful) - min(faithful) < 1e-6:
-            raise ValueError(
-                f"{NAME}: all {len(pictures)} pictures of 'images' are equally near to 'original' "
+            raise BadInputError(
+                f"all {len(pictures)} pictures of 'images' are equally near to 'original' "
                 f"({name} {faithful[0]:.4f}), so there is nothing to choose; connect pictures that "
                 "were sampled at different eta."
             )
@@ -344,8 +346,8 @@ def matched(original: Tensor, picture: Tensor) -> Tensor:
     """
     (height, width), (h, w) = original.shape[1:3], picture.shape[1:3]
     if abs(width / height * h / w - 1) > 0.1:
-        raise ValueError(
-            f"{NAME}: 'original' is {width} x {height}, but 'images' are {w} x {h}; connect the "
+        raise BadInputError(
+            f"'original' is {width} x {height}, but 'images' are {w} x {h}; connect the "
             "photograph as it goes to VAE Encode, cropped alike."
         )
     photograph = original[:1, ..., :3].movedim(-1, 1).float()

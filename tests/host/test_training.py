@@ -190,15 +190,15 @@ def test_recomputing_blocks_changes_nothing(nodes, model):
 def test_out_of_memory_starts_over_with_recomputed_blocks(nodes, model, monkeypatch):
     # No device here runs out of memory at the right moment, so the first attempt is made to.
     host, modes = nodes.host, []
-    real = host.training
+    real = host.trainable
 
     def starved(*args, **kwargs):
-        modes.append(kwargs["save_memory"])
-        if not kwargs["save_memory"]:
+        modes.append(kwargs["recompute"])
+        if not kwargs["recompute"]:
             raise torch.OutOfMemoryError("too little")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(host, "training", starved)
+    monkeypatch.setattr(host, "trainable", starved)
     target, latent = imagic.conditioning(), imagic.latent()
     nodes.optimize(model, target, latent, 1, RATE, 0)
     assert modes == [False, True]
