@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,31 @@ class Pack:
                 denoiser.sigmas, photographs, draws, torch.Generator().manual_seed(1234)
             )
             return mean_loss(core, denoiser, photographs, text.embedding, fixed)
+
+    def gradients(
+        self, model: Any, conditioning: Any, latent: Any, *, save_memory: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Of equation 3 by the embedding and by every weight, on the same two draws in every call.
+
+        To compare ways of computing by: of what rounding leaves of a gradient of nothing, Adam
+        makes a whole step.
+        """
+        core = self.module.imagic_core.objective
+        text = self.host.read_text("test", "text", conditioning)
+        x0, _ = self.host.read_image("test", model, latent)
+        with torch.inference_mode():
+            changes = self.host.new_changes(model, "full", 8, 4.0, 0)
+            with self.host.training(model, x0, text, changes, save_memory=save_memory) as (
+                denoiser,
+                x0,
+            ):
+                leaves = [t.detach().clone().requires_grad_() for t in text.embedding.tensors()]
+                draws = core.draw(denoiser.sigmas, x0, 2, torch.Generator().manual_seed(1234))
+                embedding = core.Embedding(*leaves)
+                core.reconstruction_loss(denoiser, x0, embedding, draws)[0].backward()
+        named = dict(zip(("tokens", "pooled"), leaves, strict=False))
+        named |= {name: change.difference for name, change in changes.items()}
+        return {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}
 
     def sampled_loss(
         self, model: Any, conditioning: Any, latent: Any, draws: int = 16, predicts: str = "flow"
@@ -177,6 +203,12 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 
     comfy.model_management.unload_all_models()
     return {k: v.clone() for k, v in model.model.state_dict().items()}
+
+
+def apart(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> float:
+    """Norm of the difference of what was found, taken as one vector, in that of the expected."""
+    a, b = (torch.cat([t.flatten() for t in tensors]) for tensors in (found, expected))
+    return float((a - b).norm() / b.norm())
 
 
 def snapshot(*values: Any) -> SimpleNamespace:

@@ -150,15 +150,29 @@ def test_same_seed_same_result_and_another_seed_another() -> None:
     assert not torch.equal(run(1).tokens, run(2).tokens)
 
 
+class Pulled(ToyDenoiser):
+    """Remembers the gradients that reach the tokens, one of each micro-batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradients = []
+
+    def predict(self, x_t, sigma, embedding):
+        if not self.calls:
+            embedding.tokens.register_hook(self.gradients.append)
+        return super().predict(x_t, sigma, embedding)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_the_micro_batch_bounds_the_memory_and_not_the_result(micro_batch: int) -> None:
-    whole, parts = ToyDenoiser(), ToyDenoiser()
-    expected, _ = optimize_embedding(whole, photograph(), sentence(), SETTINGS, ignore)
-    found, _ = optimize_embedding(
-        parts, photograph(), sentence(), replace(SETTINGS, micro_batch=micro_batch), ignore
-    )
+    whole, parts = Pulled(), Pulled()
+    one, losses = replace(SETTINGS, steps=1), []
+    for denoiser, settings in ((whole, one), (parts, replace(one, micro_batch=micro_batch))):
+        losses += optimize_embedding(denoiser, photograph(), sentence(), settings, ignore)[1]
     assert max(whole.calls) == 4 and max(parts.calls) == micro_batch
-    torch.testing.assert_close(found.tokens, expected.tokens, rtol=1e-3, atol=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    (expected,), found = whole.gradients, sum(parts.gradients)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_each_step_is_reported_and_a_raise_ends_the_training() -> None:
