@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from client import Client
-from environment import REPOSITORY, is_comfyui
-from host_process import PACK, Server, base_arguments, make_base, serve
+from machine.environment import REPOSITORY, is_comfyui
+from machine.host_process import PACK, Server, base_arguments, make_base, serve
+from talk.client import Client
 
 
 def pytest_configure() -> None:
@@ -98,7 +98,7 @@ def pack(comfy: ModuleType, changed_by_loading: list[str]) -> ModuleType:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the smallest network that is Stable Diffusion 1.x to ComfyUI, untrained."""
-    from miniature.tiny import build_tiny
+    from families.tiny import build_tiny
 
     file = tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors"
     build_tiny(file, seed=0)
@@ -114,8 +114,8 @@ def server(comfyui_folder: Path, tiny_checkpoint: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def small_models(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ``models`` folder with every model family whole and tiny; see ``miniature.whole``."""
-    from miniature.whole import write_models
+    """A ``models`` folder with every model family whole and tiny; see ``families.whole``."""
+    from families.whole import write_models
 
     return write_models(tmp_path_factory.mktemp("models"))
 
@@ -128,7 +128,7 @@ def families_server(comfyui_folder: Path, small_models: Path) -> Iterator[Server
         Path(sys.executable),
         REPOSITORY,
         models=small_models,
-        more_packs=[REPOSITORY / "tests/host/small_models"],
+        more_packs=[REPOSITORY / "tests/families/small_models"],
     ) as running:
         yield running
 
@@ -159,6 +159,6 @@ def tedbench() -> Path:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The Chromium or Chrome of this machine."""
-    from browser.editor import find_chromium
+    from talk.editor import find_chromium
 
     return find_chromium() or pytest.skip("no Chromium or Chrome on this machine")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from environment import MADE, prepared
+from machine.environment import MADE, prepared
 
 
 def arguments() -> argparse.Namespace:
@@ -42,6 +42,6 @@ def arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments()
-    script = Path(__file__).with_name("demo_edit.py")
+    script = Path(__file__).parent / "examples" / "demo_edit.py"
     # Only the host's Python has what the work itself needs.
     sys.exit(prepared().run(script, *sys.argv[1:]))

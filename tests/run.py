@@ -2,8 +2,8 @@
 
 import sys
 
-from environment import MADE, REPOSITORY, prepared
-from host_process import link_folder
+from machine.environment import MADE, REPOSITORY, prepared
+from machine.host_process import link_folder
 
 
 def link_for_typechecker() -> None:

@@ -36,9 +36,10 @@ from PIL import Image
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-import living  # noqa: E402
+from machine.pack_in_host import load_pack  # noqa: E402
 from miniature import build, metrics  # noqa: E402
-from pack_in_host import load_pack  # noqa: E402
+
+from benchmarks import living  # noqa: E402
 
 STEPS, SCHEDULER, SEEDS = 50, "normal", (11, 12, 13, 14)
 ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7

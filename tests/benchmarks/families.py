@@ -22,10 +22,10 @@ from types import ModuleType
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
+sys.path.insert(0, str(TESTS))
 
-from miniature import families  # noqa: E402
-from pack_in_host import load_pack  # noqa: E402
+from families import kinds  # noqa: E402
+from machine.pack_in_host import load_pack  # noqa: E402
 
 STEPS, BATCH, DRAWS = 8, 2, 4
 RATE_A = 2e-2
@@ -47,7 +47,7 @@ def rows(pack: ModuleType, name: str, dtype: str, methods: list[str]) -> dict[st
         return {method: {"not loaded": f"{error!s:.200}"} for method in methods}
     predicts = imagic.PREDICTS[family.prediction]
     with torch.inference_mode():
-        target, image = families.conditioning(family, seed=1), families.latent(family, seed=2)
+        target, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
     if "noise_augmentation" in target[0][1]:
         # The noise that upscalers add to their low-resolution picture is another in each pass.
         target[0][1]["noise_augmentation"] = 0.0
@@ -72,7 +72,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
     for key, row in results.items():
         name, method, dtype = key.split("/")
-        title = families.FAMILIES[name].title
+        title = kinds.FAMILIES[name].title
         if "not loaded" in row:
             blank = " |" * (len(COLUMNS) + 1)
             lines.append(f"| {title} | {method} | {dtype}: the host cannot load it |{blank}")
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument(
-        "--families", nargs="*", choices=families.FAMILIES, default=list(families.FAMILIES)
+        "--families", nargs="*", choices=kinds.FAMILIES, default=list(kinds.FAMILIES)
     )
     parser.add_argument("--methods", nargs="*", choices=RATES, default=list(RATES))
     parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
@@ -113,7 +113,7 @@ def main() -> None:
             importlib.import_module("comfy.model_management").unload_all_models()
             # after every model, so that a run cut short is not lost
             arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-    order = list(families.FAMILIES)
+    order = list(kinds.FAMILIES)
     results = dict(sorted(results.items(), key=lambda item: order.index(item[0].split("/")[0])))
     print(table(results))
     if arguments.markdown:

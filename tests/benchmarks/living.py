@@ -1,6 +1,6 @@
 """The miniature's network without its dead channels, in the place of the host's own.
 
-The function is the same (tests/unit/test_miniature_in_host.py) and costs an eighth of the time,
+The function is the same (tests/miniature/test_in_host.py) and costs an eighth of the time,
 which is what makes a benchmark of many edits possible on a CPU. What differs is the room that
 training has: a low-rank change of the full layout can wake dead channels, here there are none.
 """

@@ -14,14 +14,19 @@ import argparse
 import itertools
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from counterfactual import Host
-from miniature import build, metrics, reader, train, world
-from miniature.captions import caption
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from miniature import build, metrics, reader, train, world  # noqa: E402
+from miniature.captions import caption  # noqa: E402
+
+from benchmarks.counterfactual import Host  # noqa: E402
 
 STEPS, GUIDANCE, BATCH = 25, 3.0, 16
 KINDS = ("pose", "place", "accessory")

@@ -12,13 +12,18 @@ import argparse
 import importlib
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from counterfactual import TESTS, Host, module_from
-from miniature import build
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from miniature import build  # noqa: E402
+
+from benchmarks.counterfactual import TESTS, Host, module_from  # noqa: E402
 
 BATCHES = (2, 4, 8)
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser.editor import Editor, open_editor
-from browser.examples import edit_file, put, stock
-from browser.workflows import WORKFLOWS
-from host_process import Server
+from examples.prompts import edit_file, put, stock
+from examples.workflows import WORKFLOWS
+from machine.host_process import Server
 from PIL import Image
+from talk.editor import Editor, open_editor
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browser.editor import Editor
-from environment import REPOSITORY
+from machine.environment import REPOSITORY
+from talk.editor import Editor
 
 STAGES = ("ImagicOptimizeEmbedding", "ImagicFinetuneModel", "ImagicInterpolateConditioning")
 

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.editor import Editor
-from browser.examples import FOLDER, QUICK, models_of
-from browser.parts import SD15
-from browser.workflows import WORKFLOWS
-from client import Client, Prompt
-from host_process import Server
+from examples.parts import SD15
+from examples.prompts import FOLDER, QUICK, models_of
+from examples.workflows import WORKFLOWS
+from machine.host_process import Server
 from PIL import Image
-from workflow import to_prompt
+from talk.client import Client, Prompt
+from talk.editor import Editor
+from talk.workflow import to_prompt
 
 EXAMPLES = sorted(FOLDER.glob("*.json"))
-# The others run in tests/host, with models that take longer to make.
+# The others run in tests/examples, with models that take longer to make.
 RUN_HERE = [
     file
     for file in EXAMPLES
@@ -75,7 +75,7 @@ def test_example_is_what_its_description_builds(editor: Editor, file: Path) -> N
     editor.drop(file)
     dropped = editor.prompt()
     editor.build(WORKFLOWS[file.stem]().description(file.stem))
-    # Else: python tests/browser/make_workflows.py
+    # Else: python tests/examples/make_workflows.py
     assert dropped == editor.prompt()
 
 

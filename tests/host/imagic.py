@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from families import kinds
 from losses import mean_loss
-from miniature import families
 
 Result = tuple[Any, ...]
 
@@ -166,13 +166,13 @@ def load(checkpoint: Any, **model_options: Any) -> Any:
         )[0]
 
 
-def load_family(name: str, folder: Path, **model_options: Any) -> tuple[families.Family, Any]:
+def load_family(name: str, folder: Path, **model_options: Any) -> tuple[kinds.Family, Any]:
     """A model family and its tiny MODEL, as UNETLoader makes it; ``folder`` is left empty."""
     import comfy.sd
 
-    family = families.FAMILIES[name]
+    family = kinds.FAMILIES[name]
     path = folder / f"{name}.safetensors"
-    with families.small_constants():
+    with kinds.small_constants():
         family.build(path)
         with torch.inference_mode():
             model = comfy.sd.load_diffusion_model(str(path), model_options=model_options)

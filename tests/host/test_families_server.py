@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from client import Client, Prompt, Result
-from host_process import Server
-from miniature import families
-from miniature.whole import CHECKPOINT_PREFIXES, loader_nodes
+from families import kinds
+from families.whole import CHECKPOINT_PREFIXES, loader_nodes
+from machine.host_process import Server
 from PIL import Image
 from safetensors.torch import load
+from talk.client import Client, Prompt, Result
 
 RATES = {"full": 1e-4, "lora": 2e-4}
 
 
-def photograph(folder: Path, family: families.Family) -> Path:
+def photograph(folder: Path, family: kinds.Family) -> Path:
     """A picture of the family's size, half of it transparent: what an inpainting model repaints."""
     rows, columns = (n * family.downscale for n in family.size)
     red = Image.linear_gradient("L").resize((columns, rows))
@@ -35,7 +35,7 @@ def photograph(folder: Path, family: families.Family) -> Path:
     return path
 
 
-def inputs_of(family: families.Family, picture: str) -> Prompt:
+def inputs_of(family: kinds.Family, picture: str) -> Prompt:
     """Nodes up to the model, the sentences (`target`, `negative`) and the photograph (`image`).
 
     A value `["name", n]` names a node; so does `SOCKETS`, which says where each of these is.
@@ -130,11 +130,11 @@ def pixels(client: Client, result: Result, name: str) -> bytes:
     return Image.open(io.BytesIO(encoded)).convert("RGB").tobytes()
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize("name", kinds.FAMILIES)
 def test_the_three_stages_and_the_hosts_sampler(
     families_server: Server, families_client: Client, tmp_path: Path, name: str
 ) -> None:
-    family, client = families.FAMILIES[name], families_client
+    family, client = kinds.FAMILIES[name], families_client
     start = inputs_of(family, client.upload(photograph(tmp_path, family)))
     target, _ = sentences(start)
 
@@ -183,7 +183,7 @@ def test_the_three_stages_and_the_hosts_sampler(
 def test_a_checkpoint_of_everything_encodes_as_its_parts_do(
     families_client: Client, tmp_path: Path, name: str
 ) -> None:
-    family, client = families.FAMILIES[name], families_client
+    family, client = kinds.FAMILIES[name], families_client
     prompt = inputs_of(family, client.upload(photograph(tmp_path, family)))
     sample(prompt, "whole", ["model", 0], sentences(prompt)[0])
     parts = client.run(prompt)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from environment import REPOSITORY
-from miniature import families
+from families import kinds
+from machine.environment import REPOSITORY
 
 from host import imagic
 
 RATES = {"full": 1e-4, "lora": 2e-4}
 
 
-@pytest.fixture(scope="module", params=list(families.FAMILIES))
+@pytest.fixture(scope="module", params=list(kinds.FAMILIES))
 def loaded(request, comfy, tmp_path_factory):
     return imagic.load_family(request.param, tmp_path_factory.mktemp("families"))
 
@@ -22,7 +22,7 @@ def stage_a(pack, loaded):
     family, model = loaded
     nodes = imagic.Pack(pack)
     with torch.inference_mode():
-        target, image = families.conditioning(family, seed=1), families.latent(family, seed=2)
+        target, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
     optimized, _ = nodes.optimize(model, target, image, 6, 2e-2, 0)
     return nodes, target, image, optimized
 
@@ -58,7 +58,7 @@ def test_stage_b_then_c_then_the_hosts_sampler(loaded, stage_a, method):
     with torch.inference_mode():
         pictures = [
             host_nodes.common_ksampler(
-                m, 5, 2, 2.0, "euler", "simple", edit, families.conditioning(family, seed=9), image
+                m, 5, 2, 2.0, "euler", "simple", edit, kinds.conditioning(family, seed=9), image
             )[0]["samples"]
             for m in (model, tuned)
         ]
@@ -93,7 +93,7 @@ def test_readme_names_the_models_that_these_tests_train() -> None:
     rows = "\n".join(
         f"| {family.title} | {imagic.PREDICTS[family.prediction]} "
         f"| {'tokens and pooled vector' if family.uses_pooled else 'tokens'} |"
-        for family in families.FAMILIES.values()
+        for family in kinds.FAMILIES.values()
     )
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert f"| model | predicts | learned of the text |\n| --- | --- | --- |\n{rows}\n" in readme

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from miniature import families
+from families import kinds
 from torch import Tensor
 
 from host import imagic
 
 
-@pytest.fixture(scope="module", params=list(families.FAMILIES))
+@pytest.fixture(scope="module", params=list(kinds.FAMILIES))
 def loaded(request, comfy, tmp_path_factory):
     return imagic.load_family(request.param, tmp_path_factory.mktemp("families"))
 
@@ -32,8 +32,8 @@ def slope(loss: Callable[[Tensor], float], at: Tensor, direction: Tensor, step: 
 def test_gradient_is_the_slope_of_the_loss(pack, loaded):
     family, model = loaded
     host, core = imagic.Pack(pack).host, pack.imagic_core.objective
-    text = host.read_sentence("text", families.conditioning(family, seed=1))
-    image = host.read_photographs(model, families.latent(family, seed=2))
+    text = host.read_sentence("text", kinds.conditioning(family, seed=1))
+    image = host.read_photographs(model, kinds.latent(family, seed=2))
     with host.trainable(model, image, text, compute_dtype=torch.float64) as (denoiser, image):
         draws = core.draw(denoiser.sigmas, image, 2, torch.Generator().manual_seed(3))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from miniature import families
+from families import kinds
 
 from host import imagic
 
@@ -32,8 +32,8 @@ def flow_model(request, comfy, tmp_path_factory):
 
 @pytest.mark.parametrize("method", RATES)
 def test_every_method_in_every_number_format(pack, flow_model, method):
-    family = families.FAMILIES["sd3"]
-    text, latent = families.conditioning(family, seed=1), families.latent(family, seed=2)
+    family = kinds.FAMILIES["sd3"]
+    text, latent = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
     before, ended, handed_over = imagic.Pack(pack).hand_off(
         flow_model, text, latent, method, steps=10, rate=RATES[method]
     )
@@ -44,8 +44,8 @@ def test_every_method_in_every_number_format(pack, flow_model, method):
 @pytest.mark.parametrize("flow_model", ["float32"], indirect=True)
 @pytest.mark.parametrize("training_dtype", ["bfloat16", "float16", "float32"])
 def test_training_can_compute_in_another_number_format(pack, flow_model, training_dtype):
-    family, nodes = families.FAMILIES["sd3"], imagic.Pack(pack)
-    text, latent = families.conditioning(family, seed=1), families.latent(family, seed=2)
+    family, nodes = kinds.FAMILIES["sd3"], imagic.Pack(pack)
+    text, latent = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
     before = imagic.weights(flow_model)
     exact, losses = nodes.optimize(flow_model, text, latent, 3, 1e-2, 0)
     found, others = nodes.optimize(

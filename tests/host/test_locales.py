@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from client import Client
-from environment import REPOSITORY
+from machine.environment import REPOSITORY
+from talk.client import Client
 
 LANGUAGES = sorted(folder.name for folder in (REPOSITORY / "locales").iterdir())
 

@@ -12,13 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from client import Client, PromptFailed, PromptRejected
-from environment import REPOSITORY
-from host_process import serve
-from miniature import families
+from families import kinds
+from machine.environment import REPOSITORY
+from machine.host_process import serve
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from talk.client import Client, PromptFailed, PromptRejected
 
 from host import imagic
 
@@ -226,7 +226,7 @@ def test_another_sentence_can_be_wired(nodes, model, learned, output):
 def test_another_base_model_is_warned_of_by_name(
     nodes, model, learned, output, comfy, tmp_path, caplog
 ):
-    from miniature.tiny import build_tiny
+    from families.tiny import build_tiny
 
     name = save(nodes, model, learned)[3]
     other = imagic.load(build_tiny(tmp_path / "other.safetensors", seed=1))
@@ -316,7 +316,7 @@ def test_a_bad_file_is_refused_and_nothing_else_happens(
 
 
 def test_an_edit_of_another_architecture_is_refused_by_name(nodes, model, learned, output, comfy):
-    family = families.FAMILIES["sd3"]
+    family = kinds.FAMILIES["sd3"]
     path = family.build(output / "flow.safetensors")
     import comfy.sd
 

@@ -8,7 +8,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from client import PromptRejected
+from talk.client import PromptRejected
+
 from tedbench import scores
 from tedbench.benchmark import Edit
 from tedbench.prompts import SEEN, method_prompt, picture_node

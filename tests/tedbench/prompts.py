@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from client import Prompt
+from talk.client import Prompt
+
 from tedbench.protocol import Protocol
 
 SEEN, SCORES = "seen", "scores"

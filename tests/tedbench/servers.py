@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from client import Client, Prompt
+from talk.client import Client, Prompt
+
 from tedbench.prompts import NEEDED
 from tedbench.protocol import Protocol
 

@@ -1,0 +1,64 @@
+"""The example workflows as tests and tools use them: as prompts, with files that they name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from machine.environment import REPOSITORY
+from machine.host_process import put_file
+from talk.client import Client, Prompt
+from talk.workflow import to_prompt
+
+from examples.workflows import EDIT_FILE, WORKFLOWS
+
+FOLDER = REPOSITORY / "example_workflows"
+# A few latent pixels and two steps: what is asked here is that it runs, not what it draws.
+QUICK: dict[str, dict[str, Any]] = {
+    "ImageScaleToTotalPixels": {"megapixels": 0.01},
+    "ImagicOptimizeEmbedding": {"steps": 2, "batch_size": 1},
+    "ImagicFinetuneModel": {"steps": 2, "batch_size": 1},
+    "ImagicEtaSweep": {"count": 3},
+    "KSampler": {"steps": 2},
+    "KSamplerAdvanced": {"steps": 2},
+    "BasicScheduler": {"steps": 2},
+}
+
+
+def example(client: Client, name: str, changes: dict[str, dict[str, Any]] = QUICK) -> Prompt:
+    """The workflow of that name as a prompt, with ``changes`` to the inputs of node types."""
+    workflow = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    prompt = to_prompt(workflow, client.get("/object_info"))
+    for node in prompt.values():
+        node["inputs"].update(changes.get(node["class_type"], {}))
+    return prompt
+
+
+def nodes_of(prompt: Prompt, kind: str) -> list[str]:
+    """The ids of all nodes of a type, in the order of the workflow."""
+    return [key for key, node in prompt.items() if node["class_type"] == kind]
+
+
+def models_of(name: str) -> set[tuple[str, str]]:
+    """Folder and name of each model that a workflow names."""
+    nodes = WORKFLOWS[name]().nodes
+    return {(model["directory"], model["name"]) for node in nodes for model in node["models"]}
+
+
+def stock(base: Path, names: list[str], model: Path) -> None:
+    """Make ``model`` appear wherever the workflows of these names expect one."""
+    for folder, file in sorted(set().union(*map(models_of, names))):
+        put(model, base / "models" / folder / file)
+
+
+def put(source: Path, target: Path) -> None:
+    """Make a file appear at ``target``, unless there is one."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        put_file(source, target)
+
+
+def edit_file(base: Path) -> Path:
+    """Where the server with this base directory looks for the edit of ``imagic_reuse``."""
+    return base / "output" / EDIT_FILE.removesuffix(" [output]")

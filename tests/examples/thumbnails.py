@@ -1,0 +1,229 @@
+"""The work of ``make_thumbnails.py``, in the host's Python.
+
+Each workflow runs through a real server with the miniature in its checkpoint loader, the
+miniature's size, guidance and learning rate, and a sentence that it knows; all else is as in the
+workflow. Where a workflow needs more than that, its part below says what was done instead.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from machine.environment import REPOSITORY
+from machine.host_process import serve
+from miniature.build import LORA_RATE, build
+from PIL import Image
+from talk.client import Client, Prompt
+
+from examples.companions import build_upscaler
+from examples.demo_edit import OUR_MEGAPIXELS, contact_sheet, our_photograph
+from examples.prompts import FOLDER, example, nodes_of, put
+from examples.workflows import ESRGAN
+
+SOURCE = "a photo of a standing dog on the grass"
+TARGET = "a photo of a sitting dog on the grass"
+ANOTHER = "a photo of a jumping dog on the grass"
+CHECKPOINT = "miniature.safetensors"
+CHANGES: dict[str, dict[str, Any]] = {
+    "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
+    "LoadImage": {"image": "photograph.png"},
+    "ImageScaleToTotalPixels": {"megapixels": OUR_MEGAPIXELS},
+    "ImagicFinetuneModel": {"learning_rate": LORA_RATE},
+    "KSampler": {"cfg": 3.0},
+    "KSamplerAdvanced": {"cfg": 3.0},
+}
+# In this order the server's cache spares all but the first the training; flux alone learns anew,
+# under its guidance, in fewer steps.
+FEWER = {"ImagicOptimizeEmbedding": {"steps": 50}, "ImagicFinetuneModel": {"steps": 50}}
+LARGEST = 60_000
+GUIDE = "../web/docs/eta"
+
+
+class Studio:
+    """A server with the miniature, and a photograph of its world."""
+
+    def __init__(self, client: Client, photograph: Image.Image) -> None:
+        self.client, self.photograph = client, photograph
+
+    def prompt(self, name: str, sentences: list[str], changes: dict[str, Any]) -> Prompt:
+        """The workflow, with the first of its texts as given."""
+        both = {k: CHANGES.get(k, {}) | changes.get(k, {}) for k in CHANGES | changes}
+        prompt = example(self.client, name, both)
+        # A sentence that several nodes share becomes each one's own, as in the other workflows,
+        # for the cache to know it.
+        shared = [[node, 0] for node in nodes_of(prompt, "PrimitiveStringMultiline")]
+        for node in prompt.values():
+            own = {k: sentences[0] for k, value in node["inputs"].items() if value in shared}
+            node["inputs"].update(own)
+        for node, sentence in zip(nodes_of(prompt, "CLIPTextEncode"), sentences, strict=False):
+            prompt[node]["inputs"]["text"] = sentence
+        return prompt
+
+    def run(self, prompt: Prompt, *kinds: str) -> list[Image.Image]:
+        """The pictures of all nodes of these types, in the order of the workflow."""
+        result = self.client.run(prompt, timeout=3600)
+        return [
+            Image.open(io.BytesIO(encoded)).convert("RGB")
+            for kind in kinds
+            for node in nodes_of(prompt, kind)
+            if node in result.outputs
+            for encoded in self.client.pictures(result, node)
+        ]
+
+    def beside(
+        self, name: str, *labels: str, texts: tuple[str, ...] = (TARGET,), **changes: Any
+    ) -> Image.Image:
+        """The photograph, and beside it what the workflow saves."""
+        pictures = self.run(self.prompt(name, list(texts), changes), "SaveImage")
+        tiles = [("input", self.photograph), *zip(labels, pictures, strict=True)]
+        return contact_sheet(tiles, texts[-1])
+
+
+def edit(studio: Studio) -> Image.Image:
+    """As it is."""
+    return studio.beside("imagic_edit", "eta 0.7")
+
+
+def inversion(studio: Studio) -> Image.Image:
+    """As it is."""
+    return studio.beside("imagic_inversion", "eta 1.1")
+
+
+def choosing_eta(studio: Studio) -> Image.Image:
+    """The README's three: too low, right, too high."""
+    tiles = [("input", studio.photograph)]
+    for eta, verdict in ((0.2, "too low"), (0.7, "right"), (2.0, "too high")):
+        at = {"ImagicInterpolateConditioning": {"eta": eta}}
+        prompt = studio.prompt("imagic_edit", [TARGET], at)
+        (picture,) = studio.run(prompt, "SaveImage")
+        tiles.append((f"eta {eta:g}: {verdict}", picture))
+    return contact_sheet(tiles, TARGET)
+
+
+def eta_sheet(studio: Studio) -> Image.Image:
+    """The workflow's own sheet."""
+    (sheet,) = studio.run(studio.prompt("imagic_eta_sheet", [TARGET], {}), "SaveImage")
+    return sheet
+
+
+def choose_eta(studio: Studio) -> Image.Image:
+    """Without CLIP, for none knows the miniature's world: fidelity alone recommends."""
+    prompt = studio.prompt("imagic_choose_eta", [TARGET], {})
+    for kind in ("CLIPVisionLoader", "CLIPLoader"):
+        del prompt[nodes_of(prompt, kind)[0]]
+    score = prompt[nodes_of(prompt, "ImagicScoreEdits")[0]]["inputs"]
+    del score["clip_vision"], score["clip"]
+    curves, _, chosen = studio.run(prompt, "PreviewImage", "SaveImage")
+    both = Image.new("RGB", (curves.width + 240, curves.height), "white")
+    both.paste(curves, (0, 0))
+    for place, picture in enumerate((studio.photograph, chosen)):
+        both.paste(picture.resize((220, 220)), (curves.width, 20 + 240 * place))
+    return both
+
+
+def reuse(studio: Studio) -> Image.Image:
+    """The edit that the sheet has saved."""
+    return studio.beside("imagic_reuse", "eta 0.7, nothing trained", texts=(ANOTHER,))
+
+
+def upscale(studio: Studio) -> Image.Image:
+    """With an upscale model that interpolates, and a smaller step.
+
+    The miniature has seen one size only, and soon draws a second animal into a larger picture.
+    """
+    smaller = {"ImageScaleBy": {"scale_by": 0.375}}
+    prompt = studio.prompt("imagic_upscale", [TARGET], smaller)
+    prompt[nodes_of(prompt, "KSampler")[1]]["inputs"]["denoise"] = 0.15
+    pictures = studio.run(prompt, "SaveImage")
+    labels = ("input", "edit", "enlarged, drawn over")
+    return contact_sheet(list(zip(labels, (studio.photograph, *pictures), strict=True)), TARGET)
+
+
+def sdxl(studio: Studio) -> Image.Image:
+    """The graph of SDXL with the miniature in it."""
+    return studio.beside("imagic_sdxl", "eta 0.7")
+
+
+def cascade(studio: Studio) -> Image.Image:
+    """The base model's edit: of the upscaler there is no miniature."""
+    prompt = studio.prompt("imagic_cascade", [TARGET], {})
+    for node in nodes_of(prompt, "SaveImage"):
+        del prompt[node]
+    base = nodes_of(prompt, "VAEDecode")[0]
+    prompt["base"] = {"class_type": "PreviewImage", "inputs": {"images": [base, 0]}}
+    (small,) = studio.run(prompt, "PreviewImage")
+    label = "edit, before the upscaler"
+    return contact_sheet([("input", studio.photograph), (label, small)], TARGET)
+
+
+def flux(studio: Studio) -> Image.Image:
+    """The graph of Flux with the miniature in it, which has a cfg and no guidance of Flux's."""
+    return studio.beside("imagic_flux", "eta 0.7", **FEWER)
+
+
+def sdedit(studio: Studio) -> Image.Image:
+    """As it is."""
+    return studio.beside("baseline_sdedit", "SDEdit, denoise 0.6")
+
+
+def ddib(studio: Studio) -> Image.Image:
+    """As it is."""
+    return studio.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET))
+
+
+PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
+    "imagic_edit": edit,
+    "imagic_inversion": inversion,
+    GUIDE: choosing_eta,
+    "imagic_eta_sheet": eta_sheet,
+    "imagic_choose_eta": choose_eta,
+    "imagic_upscale": upscale,
+    "imagic_sdxl": sdxl,
+    "imagic_cascade": cascade,
+    "imagic_reuse": reuse,
+    "imagic_flux": flux,
+    "baseline_sdedit": sdedit,
+    "baseline_ddib": ddib,
+}
+
+
+def save(picture: Image.Image, file: Path) -> None:
+    """Write a JPEG of at most ``LARGEST`` bytes, at most 960 pixels wide."""
+    picture.thumbnail((960, 960))
+    for quality in range(90, 30, -5):
+        encoded = io.BytesIO()
+        picture.save(encoded, "JPEG", quality=quality, optimize=True)
+        if encoded.tell() <= LARGEST:
+            break
+    file.write_bytes(encoded.getvalue())
+
+
+def main(names: list[str]) -> None:
+    """Write the thumbnails of these names, or all."""
+    comfyui = Path(os.environ["COMFYUI_PATH"])
+    with tempfile.TemporaryDirectory() as made:
+        checkpoint = build(Path(made) / CHECKPOINT)
+        upscaler = build_upscaler(Path(made) / ESRGAN["name"])
+        with (
+            serve(comfyui, Path(sys.executable), REPOSITORY, [checkpoint]) as server,
+            Client(server.url) as client,
+        ):
+            put(upscaler, server.base / "models/upscale_models" / upscaler.name)
+            photograph = Image.open(our_photograph(server.base / "input"))
+            studio = Studio(client, photograph)
+            for name, picture in PICTURES.items():
+                if not names or name in names:
+                    started = time.monotonic()
+                    save(picture(studio), FOLDER / f"{name}.jpg")
+                    print(f"{name}.jpg {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,135 @@
+"""Example workflows for other models than Stable Diffusion 1.x, and for two models in a row."""
+
+from __future__ import annotations
+
+from examples.canvas import Workflow
+from examples.parts import (
+    ETA_NOTE,
+    TRAINING,
+    decoded,
+    edited,
+    encoded,
+    given,
+    learned,
+    mixed,
+    sampled,
+    shown,
+)
+
+SDXL = {
+    "name": "sd_xl_base_1.0.safetensors",
+    "url": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/"
+    "sd_xl_base_1.0.safetensors?download=true",
+    "directory": "checkpoints",
+}
+FLUX = {
+    "name": "flux1-dev-fp8.safetensors",
+    "url": "https://huggingface.co/Comfy-Org/flux1-dev/resolve/main/"
+    "flux1-dev-fp8.safetensors?download=true",
+    "directory": "checkpoints",
+}
+X4 = {
+    "name": "x4-upscaler-ema.safetensors",
+    "url": "https://huggingface.co/stabilityai/stable-diffusion-x4-upscaler/resolve/main/"
+    "x4-upscaler-ema.safetensors?download=true",
+    "directory": "checkpoints",
+}
+
+
+def imagic_sdxl() -> Workflow:
+    """The edit with Stable Diffusion XL."""
+    w = Workflow()
+    g = given(
+        w, SDXL, 1.0,
+        size_note="SDXL: 1 megapixel, as many as 1024 x 1024. Short of memory: 0.6, and "
+        "*save_memory* on in both trainings.",
+    )  # fmt: skip
+    _, _, edit = edited(w, g, cfg=5.0)
+    shown(w, "Edit", edit, g.checkpoint["VAE"], "imagic_sdxl")
+    return w
+
+
+def imagic_flux() -> Workflow:
+    """The edit with Flux, whose guidance is part of the conditioning."""
+    w = Workflow()
+    g = given(
+        w, FLUX, 1.0,
+        size_note="Flux: 1 megapixel, as many as 1024 x 1024. Short of memory: 0.5, and "
+        "*save_memory* on in both trainings.",
+    )  # fmt: skip
+    w.note(
+        "Flux takes its guidance beside the text. **It learns at 1**, without guidance, and "
+        "**draws at 3.5**; lower looks more like a photograph. *cfg* stays 1: the negative "
+        "prompt does nothing.",
+        (400, 130),
+    )
+    plain = w.node("FluxGuidance", (400, 0), conditioning=g.target, guidance=1.0)
+    target = plain["CONDITIONING"]
+    optimized, tuned = learned(w, g.checkpoint, target, g.latent)
+    mix = mixed(w, target, optimized["optimized"], ETA_NOTE)
+    guided = w.node("FluxGuidance", (360, 0), conditioning=mix, guidance=3.5)
+    edit = sampled(
+        w, tuned["model"], guided["CONDITIONING"], g.negative, g.latent,
+        cfg=1.0, steps=20, scheduler="simple",
+    )  # fmt: skip
+    shown(w, "Edit", edit, g.checkpoint["VAE"], "imagic_flux")
+    return w
+
+
+def imagic_cascade() -> Workflow:
+    """The paper's Imagen version: a base model, then a super-resolution model that learns, too."""
+    w = Workflow()
+    w.column("The paper's cascade")
+    w.note(
+        "As the paper does with Imagen: a base model edits, and **a super-resolution model, "
+        "taught the photograph's details under your sentence**, draws the result larger. Each "
+        "checkpoint has a text encoder and a VAE of its own.",
+        (260, 190),
+    )
+    g = given(w, shared=True)
+    _, _, edit = edited(w, g)
+    small = decoded(w, edit, g.checkpoint["VAE"])
+
+    title = "Learn the photograph's details: Stable Diffusion x4 upscaler"
+    w.column(title)
+    w.note(
+        "The upscaler learns your photograph at **megapixels** from its own picture at a quarter "
+        "of the width. Four times the megapixels above makes the result as large as this one.\n\n"
+        "**noise_augmentation** is the noise on the small picture. More lets the upscaler draw "
+        "more of its own; keep it the same in both places.",
+        (400, 190),
+    )
+    upscaler = w.node("CheckpointLoaderSimple", (400, 0), (X4,), ckpt_name=X4["name"])
+    texts = [
+        w.node("CLIPTextEncode", (400, 110), clip=upscaler["CLIP"], text=text)["CONDITIONING"]
+        for text in (g.sentence, "")
+    ]
+    positive, negative = texts
+    large, latent = encoded(w, g.loaded, upscaler["VAE"], 1.0)
+    quarter = w.node(
+        "ImageScaleBy", (400, 0), image=large, upscale_method="area", scale_by=0.25
+    )
+    w.column(title)
+    with_photograph = w.node(
+        "SD_4XUpscale_Conditioning", (360, 0), images=quarter["IMAGE"], positive=positive,
+        negative=negative, noise_augmentation=0.1,
+    )  # fmt: skip
+    tuned_upscaler = w.node(
+        "ImagicFinetuneModel", TRAINING, model=upscaler["MODEL"],
+        optimized=with_photograph["positive"], image=latent,
+    )  # fmt: skip
+
+    w.column("Enlarge the edit")
+    half = w.node(
+        "ImageScaleBy", (360, 0), image=small, upscale_method="area", scale_by=0.5
+    )
+    with_edit = w.node(
+        "SD_4XUpscale_Conditioning", (360, 0), images=half["IMAGE"], positive=positive,
+        negative=negative, noise_augmentation=0.1,
+    )  # fmt: skip
+    drawn = sampled(
+        w, tuned_upscaler["model"], with_edit["positive"], with_edit["negative"],
+        with_edit["latent"],
+    )  # fmt: skip
+    shown(w, "Enlarge the edit", drawn, upscaler["VAE"], "imagic_cascade")
+    return w
