@@ -9,15 +9,9 @@ from comfy_api.latest import io
 
 from ..imagic_core.interpolate import interpolate
 from . import comfy_host, run
+from .sweep import eta_range
 
 NAME = "Imagic Eta Sweep"
-
-
-def eta_range(start: float, stop: float, count: int) -> list[float]:
-    """``count`` values of eta at equal distances, from ``start`` to ``stop``, both included."""
-    if count == 1:
-        return [start]
-    return [round(start + (stop - start) * i / (count - 1), 4) for i in range(count)]
 
 
 class ImagicEtaSweep(io.ComfyNode):
