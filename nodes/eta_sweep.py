@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from comfy_api.latest import io
 
 from ..imagic_core.interpolate import interpolate
 from . import comfy_host, schema
 from .errors import named
+from .sweep import eta_range
 
 NAME = "Imagic Eta Sweep"
-
-
-def eta_range(start: float, stop: float, count: int) -> list[float]:
-    """``count`` values of eta at equal distances, from ``start`` to ``stop``, both included."""
-    if count == 1:
-        return [start]
-    return [round(start + (stop - start) * i / (count - 1), 4) for i in range(count)]
 
 
 class ImagicEtaSweep(io.ComfyNode):
@@ -79,12 +72,16 @@ class ImagicEtaSweep(io.ComfyNode):
     @classmethod
     @named(NAME)
     def execute(
-        cls, target: Any, optimized: Any, start: float, stop: float, count: int
+        cls,
+        target: comfy_host.Conditioning,
+        optimized: comfy_host.Conditioning,
+        start: float,
+        stop: float,
+        count: int,
     ) -> io.NodeOutput:
         """Interpolate at each eta."""
         etas = eta_range(start, stop, count)
         conditionings = [
-            comfy_host.combine(target, optimized, partial(interpolate, eta=eta))
-            for eta in etas
+            comfy_host.combine(target, optimized, partial(interpolate, eta=eta)) for eta in etas
         ]
         return io.NodeOutput(conditionings, etas)

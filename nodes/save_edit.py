@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import folder_paths
 import torch
@@ -18,6 +16,7 @@ from ..imagic_core.edit import Edit
 from ..imagic_core.edit_file import EditFileError
 from . import comfy_host, schema
 from .errors import BadInputError, named
+from .graph import learned_from
 
 NAME = "Imagic Save Edit"
 
@@ -30,50 +29,6 @@ def pack_version() -> str:
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r'^version = "(.+)"', text, re.MULTILINE)
     return found[1] if found else ""
-
-
-def learned_from(prompt: Mapping[str, Any] | None, node: str | None) -> dict[str, Any]:
-    """What the graph says about an edit: settings of the trainings, sentence, checkpoint.
-
-    Args:
-        prompt: the graph in the API's format, or None where the host gives none.
-        node: the id in it of the node that saves.
-
-    Returns:
-        Node type -> its settings, ``sentence`` and ``base_name``, as far as they can be found.
-    """
-    if not prompt or not node or node not in prompt:
-        return {}
-    inputs = prompt[node]["inputs"]
-    found: dict[str, Any] = {}
-    for name in ("optimized", "lora"):
-        trainer = _upstream(prompt, inputs.get(name))
-        if trainer.get("class_type", "").startswith("Imagic"):
-            found[trainer["class_type"]] = _settings(trainer)
-    text = _settings(_upstream(prompt, inputs.get("target"))).get("text")
-    if isinstance(text, str):
-        found["sentence"] = text
-    link = inputs.get("model")
-    for _ in prompt:  # a graph without end is cut off at its size
-        loader = _upstream(prompt, link)
-        link = loader.get("inputs", {}).get("model")
-        if not link:
-            names = [v for k, v in _settings(loader).items() if k.endswith("_name")]
-            found.update({"base_name": names[0]} if names else {})
-            break
-    return found
-
-
-def _upstream(prompt: Mapping[str, Any], link: Any) -> Mapping[str, Any]:
-    return prompt.get(link[0], {}) if isinstance(link, list) and link else {}
-
-
-def _settings(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in node.get("inputs", {}).items()
-        if isinstance(value, bool | int | float | str)
-    }
 
 
 # ---- the node -------------------------------------------------------------------------------
@@ -92,7 +47,7 @@ class ImagicSaveEdit(io.ComfyNode):
             description="Saves the embeddings and what the model learned to one file, for Imagic "
             "Load Edit. Its outputs are exactly what that node will give back.",
             is_output_node=True,
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -152,7 +107,7 @@ class ImagicSaveEdit(io.ComfyNode):
                 "the model as loaded, the one that is wired to Imagic Fine-tune Model."
             )
         hidden = cls.hidden
-        graph = learned_from(hidden.prompt, hidden.unique_id) if hidden else {}
+        graph = learned_from(hidden.dynprompt, hidden.unique_id) if hidden else {}
         about = {
             **({} if args.disable_metadata else graph),
             "pack": pack_version(),
