@@ -173,7 +173,7 @@ def imagic_inverted(host: Host, edit: Any) -> Drawn:
 
 def imagic_paper(host: Host, edit: Any) -> Drawn:
     """The paper's recipe to the letter, but for B's rate."""
-    stage = sys.modules[host.node("ImagicFinetuneModel").__module__]
+    stage: Any = sys.modules[host.node("ImagicFinetuneModel").__module__]
     before = stage.PAPER
     stage.PAPER = dataclasses.replace(before, learning_rate=PAPER_RATE)
     try:
@@ -362,9 +362,9 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
     if arguments.merge:
-        results, network = merge(arguments.merge)
-        write(arguments.json, results, network)
-        show(results)
+        merged, network = merge(arguments.merge)
+        write(arguments.json, merged, network)
+        show(merged)
         return
     if arguments.comfyui is None:
         parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ class Moments:
 
     def __init__(self, parts: int) -> None:
         """Of no vectors yet."""
-        self.count, self.square, self.sum = [0] * parts, [0.0] * parts, [0.0] * parts
+        self.count, self.square = [0] * parts, [0.0] * parts
+        self.sum: list[Any] = [0.0] * parts
 
     def add(self, part: int, vector: Tensor) -> None:
         """Count a vector in."""
