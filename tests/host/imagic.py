@@ -50,7 +50,7 @@ class Pack:
             return mean_loss(core, denoiser, photographs, text.embedding, fixed)
 
     def gradients(
-        self, model: Any, conditioning: Any, latent: Any, *, save_memory: bool = False
+        self, model: Any, conditioning: Any, latent: Any, *, recompute: bool = False
     ) -> dict[str, torch.Tensor]:
         """Of equation 3 by the embedding and by every weight, on the same two draws in every call.
 
@@ -58,18 +58,20 @@ class Pack:
         makes a whole step.
         """
         core = self.module.imagic_core.objective
-        text = self.host.read_text("test", "text", conditioning)
-        x0, _ = self.host.read_image("test", model, latent)
+        text = self.host.read_sentence("text", conditioning)
+        photographs = self.host.read_photographs(model, latent)
         with torch.inference_mode():
             changes = self.host.new_changes(model, "full", 8, 4.0, 0)
-            with self.host.training(model, x0, text, changes, save_memory=save_memory) as (
-                denoiser,
-                x0,
-            ):
+            with self.host.trainable(
+                model, photographs, text, changes, recompute=recompute
+            ) as (denoiser, photographs):
                 leaves = [t.detach().clone().requires_grad_() for t in text.embedding.tensors()]
-                draws = core.draw(denoiser.sigmas, x0, 2, torch.Generator().manual_seed(1234))
-                embedding = core.Embedding(*leaves)
-                core.reconstruction_loss(denoiser, x0, embedding, draws)[0].backward()
+                fixed = torch.Generator().manual_seed(1234)
+                draws = core.draw(denoiser.sigmas, photographs, 2, fixed)
+                losses, _ = core.reconstruction_loss(
+                    denoiser, photographs, core.Embedding(*leaves), draws
+                )
+                losses.mean().backward()
         named = dict(zip(("tokens", "pooled"), leaves, strict=False))
         named |= {name: change.difference for name, change in changes.items()}
         return {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}

@@ -82,7 +82,7 @@ def test_recomputing_blocks_gives_the_same_gradient(loaded, stage_a):
     _, model = loaded
     nodes, target, image, _ = stage_a
     kept, recomputed = (
-        nodes.gradients(model, target, image, save_memory=on) for on in (False, True)
+        nodes.gradients(model, target, image, recompute=on) for on in (False, True)
     )
     assert kept.keys() == recomputed.keys()
     for name in kept:

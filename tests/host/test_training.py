@@ -179,7 +179,7 @@ def test_a_mask_says_where_to_be_faithful(nodes, model):
 def test_recomputing_blocks_changes_nothing(nodes, model):
     target, latent = imagic.conditioning(), imagic.latent()
     kept, recomputed = (
-        nodes.gradients(model, target, latent, save_memory=on) for on in (False, True)
+        nodes.gradients(model, target, latent, recompute=on) for on in (False, True)
     )
     assert kept.keys() == recomputed.keys()
     for name in kept:
