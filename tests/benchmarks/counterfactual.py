@@ -1,7 +1,7 @@
 """Edits whose true result is known: Imagic against SDEdit and DDIB in the real host.
 
-    COMFYUI_PATH=... python tests/benchmarks/counterfactual.py --json OUT.json [--sheet OUT.png]
-                     [--edits N] [--part K/N | --merge PARTS] [--methods NAME ...] [--living]
+    python tests/benchmarks/counterfactual.py [--json OUT.json] [--sheet OUT.png] [--edits N]
+                     [--part K/N | --merge PARTS] [--methods NAME ...] [--living]
                      [--checkpoint FILE] [--world FILE.py]
 
 Imagic's eta and SDEdit's strength follow one rule for all pictures. SDEdit takes the lowest on the
@@ -30,16 +30,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image
-
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-from machine.pack_in_host import load_pack  # noqa: E402
-from miniature import build, metrics  # noqa: E402
+from machine.environment import MADE, in_host
 
-from benchmarks import living  # noqa: E402
+if __name__ == "__main__":
+    in_host()
+
+import numpy as np
+from machine.pack_in_host import load_pack
+from miniature import build, metrics
+from PIL import Image
+
+from benchmarks import living
 
 STEPS, SCHEDULER, SEEDS = 50, "normal", (11, 12, 13, 14)
 ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
@@ -329,6 +333,7 @@ def score(
 
 def write(path: Path, results: dict[str, list[dict]], network: str) -> None:
     """The table and all that it is made of."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(
         {"methods": table(results), "best_of_seeds": table(best(results)), "edits": results,
          "network": network}, indent=1) + "\n")
@@ -348,9 +353,10 @@ def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, default=MADE / "benchmarks" / "counterfactual.json",
+                        help="figures of each edit, and their means; default: %(default)s")
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--edits", type=int, default=60)
+    parser.add_argument("--edits", type=int, default=36)
     parser.add_argument("--part", default="1/1", help="K/N: every N-th edit from the K-th")
     parser.add_argument("--merge", type=Path, nargs="*", help="instead: put the JSON of parts"
                         " together")
@@ -359,21 +365,19 @@ def main() -> None:
                         help="the miniature's living channels alone: eight times as fast")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--world", type=Path, default=TESTS / "miniature" / "edits.py")
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
     if arguments.merge:
         merged, network = merge(arguments.merge)
         write(arguments.json, merged, network)
         show(merged)
         return
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     if arguments.living and arguments.checkpoint:
         parser.error("--living knows the miniature's own checkpoint only")
     world = module_from(arguments.world)
     checkpoint = arguments.checkpoint or build.build(
         Path(tempfile.mkdtemp()) / "miniature.safetensors")
-    host, judge = Host(arguments.comfyui, checkpoint, arguments.living), world.Judge()
+    host = Host(Path(os.environ["COMFYUI_PATH"]), checkpoint, arguments.living)
+    judge = world.Judge()
     network = f"{checkpoint.name}{', living channels' if arguments.living else ''}"
 
     results: dict[str, list[dict]] = {name: [] for name in arguments.methods}
@@ -392,6 +396,7 @@ def main() -> None:
         if arguments.sheet:
             Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
     show(results)
+    print(f"each edit's figures: {arguments.json.absolute()}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What each model family learns, by each method and in each number format, and what is kept of it.
 
-    COMFYUI_PATH=... python tests/benchmarks/families.py --json OUT.json [--markdown OUT.md]
+    python tests/benchmarks/families.py --json OUT.json [--markdown OUT.md]
                      [--families NAME ...] [--methods NAME ...] [--dtypes NAME ...]
 
 Equation 3 on the same fixed noise, four times: for the target's embedding, for the optimised one,
@@ -24,8 +24,13 @@ from typing import Any
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-from families import kinds  # noqa: E402
-from machine.pack_in_host import load_pack  # noqa: E402
+from machine.environment import in_host
+
+if __name__ == "__main__":
+    in_host()
+
+from families import kinds
+from machine.pack_in_host import load_pack
 
 STEPS, BATCH, DRAWS = 8, 2, 4
 RATE_A = 2e-2
@@ -96,12 +101,9 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="*", choices=RATES, default=list(RATES))
     parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    pack = load_pack(arguments.comfyui)
+    pack = load_pack(Path(os.environ["COMFYUI_PATH"]))
     for dtype in arguments.dtypes:
         for name in arguments.families:
             wanted = [m for m in arguments.methods if f"{name}/{m}/{dtype}" not in results]

@@ -1,7 +1,7 @@
 """Does the miniature draw what the sentence says, and is it more than a memory?
 
-    COMFYUI_PATH=... python tests/benchmarks/samples.py --json OUT.json [--sheet OUT.png]
-                     [--count N] [--training N] [--living]
+    python tests/benchmarks/samples.py --json OUT.json [--sheet OUT.png] [--count N]
+                     [--training N] [--living]
 
 Draws through the real host's KSampler and has the reader look. Then looks for each sample's
 nearest picture, once among those of the training and once among as many of the same kind that the
@@ -18,15 +18,20 @@ import sys
 import tempfile
 from pathlib import Path
 
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from machine.environment import in_host
+
+if __name__ == "__main__":
+    in_host()
+
 import numpy as np
+from miniature import build, metrics, reader, train, world
+from miniature.captions import caption
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from miniature import build, metrics, reader, train, world  # noqa: E402
-from miniature.captions import caption  # noqa: E402
-
-from benchmarks.counterfactual import Host  # noqa: E402
+from benchmarks.counterfactual import Host
 
 STEPS, GUIDANCE, BATCH = 25, 3.0, 16
 KINDS = ("pose", "place", "accessory")
@@ -69,11 +74,8 @@ def main() -> None:
                         help="training pictures to look for copies in")
     parser.add_argument("--living", action="store_true",
                         help="the living channels alone: eight times as fast")
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
-    host = Host(arguments.comfyui,
+    host = Host(Path(os.environ["COMFYUI_PATH"]),
                 build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors"), arguments.living)
 
     cells = [world.Attributes(*c) for c in

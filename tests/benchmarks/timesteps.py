@@ -1,6 +1,6 @@
 """What it saves to draw each step's timesteps one from each equal part of the schedule.
 
-    COMFYUI_PATH=... python tests/benchmarks/timesteps.py --json OUT.json [--draws N]
+    python tests/benchmarks/timesteps.py --json OUT.json [--draws N]
 
 The variance of a step's loss and gradient over its draws of (t, eps), stratified over independent,
 at the start of stages A and B on a held-out animal of the miniature: 1 saves nothing, 0.5 is as
@@ -17,14 +17,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from machine.environment import in_host
+
+if __name__ == "__main__":
+    in_host()
+
 import torch
+from miniature import build
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from miniature import build  # noqa: E402
-
-from benchmarks.counterfactual import TESTS, Host, module_from  # noqa: E402
+from benchmarks.counterfactual import Host, module_from
 
 BATCHES = (2, 4, 8)
 
@@ -65,12 +70,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=256)
     parser.add_argument("--edit", type=int, default=0)
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     checkpoint = build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors")
-    host = Host(arguments.comfyui, checkpoint, only_living=True)
+    host = Host(Path(os.environ["COMFYUI_PATH"]), checkpoint, only_living=True)
     inside = importlib.import_module(f"{host.pack.__name__}.nodes.comfy_host")
     core = importlib.import_module(f"{host.pack.__name__}.imagic_core.objective")
     edit = module_from(TESTS / "miniature" / "edits.py").edits(arguments.edit + 1)[arguments.edit]

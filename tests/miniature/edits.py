@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+
 from miniature import metrics, reader, world
 from miniature.captions import caption
 from miniature.world import Attributes, Identity

@@ -134,7 +134,7 @@ def test_a_second_run_does_nothing_and_leaves_no_files_with_the_server(
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in finished.rglob("eta_*/*.png")}
     told = run(finished.parent / "tedbench", finished, server, tiny_checkpoint)
-    assert told.startswith("0 methods to run on 2 edits")
+    assert "0 methods to run on 2 edits" in told
     assert {file: file.stat().st_mtime_ns for file in finished.rglob("eta_*/*.png")} == before
     left = [f.name for place in ("input", "output") for f in (server.base / place).glob("**/*")]
     assert [name for name in left if name.startswith(("pet", "tedbench", "photograph.png-"))] == []
