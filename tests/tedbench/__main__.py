@@ -127,7 +127,7 @@ def report(store: Store, fixed: Protocol) -> None:
     found = scores.report(store, fixed)
     drawn = curves.picture(found)
     if drawn:
-        drawn.save(store.folder / "curves.png")
+        drawn.savefig(store.folder / "curves.png")
     choices = page.write_page(store, fixed)
     print((store.folder / "scores.md").read_text(encoding="utf-8"))
     print(f"{choices} blind choices: {(store.folder / 'page' / 'index.html').absolute()}")
