@@ -16,7 +16,8 @@ from machine.environment import MADE, REPOSITORY
 from machine.host_process import serve
 from miniature import build, world
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from talk.client import Client, Event, PromptFailed, PromptRejected
+from talk.api import PromptRejected
+from talk.client import Client, Event, PromptFailed
 from talk.workflow import find, to_prompt
 
 WORKFLOW = REPOSITORY / "example_workflows" / "imagic_edit.json"

@@ -8,7 +8,8 @@ from typing import Any
 
 from machine.environment import REPOSITORY
 from machine.host_process import put_file
-from talk.client import Client, Prompt
+from talk.api import Prompt
+from talk.client import Client
 from talk.workflow import to_prompt
 
 from examples.workflows import EDIT_FILE, WORKFLOWS

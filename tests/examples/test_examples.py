@@ -13,7 +13,8 @@ from miniature import world
 from miniature.build import build
 from miniature.metrics import psnr
 from PIL import Image
-from talk.client import Client, Prompt, Result
+from talk.api import Prompt
+from talk.client import Client, Result
 
 from examples.companions import build_clip, build_upscaler
 from examples.parts import SD15

@@ -11,7 +11,8 @@ import torch
 from machine.host_process import Server
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from talk.client import Client, Prompt, Result
+from talk.api import Prompt
+from talk.client import Client, Result
 
 from examples.prompts import QUICK, example, nodes_of, put
 

@@ -20,7 +20,8 @@ from machine.environment import REPOSITORY
 from machine.host_process import serve
 from miniature.build import LORA_RATE, build
 from PIL import Image
-from talk.client import Client, Prompt
+from talk.api import Prompt
+from talk.client import Client
 
 from examples.companions import build_upscaler
 from examples.demo_edit import contact_sheet, our_photograph

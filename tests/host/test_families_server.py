@@ -18,7 +18,8 @@ from families.whole import CHECKPOINT_PREFIXES, loader_nodes
 from machine.host_process import Server
 from PIL import Image
 from safetensors.torch import load
-from talk.client import Client, Prompt, Result
+from talk.api import Prompt
+from talk.client import Client, Result
 
 RATES = {"full": 1e-4, "lora": 2e-4}
 

@@ -18,7 +18,8 @@ from machine.host_process import serve
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from talk.client import Client, PromptFailed, PromptRejected
+from talk.api import PromptRejected
+from talk.client import Client, PromptFailed
 
 from host import imagic
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from talk.client import Client, PromptInterrupted, PromptRejected
+from talk.api import PromptRejected
+from talk.client import Client, PromptInterrupted
 
 from machine.environment import TESTS
 from machine.host_process import Server, ServerError, serve

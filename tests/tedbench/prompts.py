@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from talk.client import Prompt
+from talk.api import Prompt
 
 from tedbench.protocol import Protocol
 

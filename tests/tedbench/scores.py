@@ -10,7 +10,7 @@ from tedbench.benchmark import Edit
 from tedbench.page import BASELINES, OURS
 from tedbench.prompts import SCORES, score_prompt
 from tedbench.protocol import METHODS, Protocol
-from tedbench.servers import Server
+from tedbench.servers import Worker
 from tedbench.store import Store, write
 
 Row = dict[str, Any]
@@ -30,7 +30,7 @@ def parse(table: str) -> list[dict[str, float]]:
     return [dict(zip(names, map(float, row), strict=True)) for row in values]
 
 
-def score(server: Server, store: Store, protocol: Protocol, edit: Edit) -> None:
+def score(server: Worker, store: Store, protocol: Protocol, edit: Edit) -> None:
     """Score an edit's pictures on a server, unless just these have been scored.
 
     Raises:

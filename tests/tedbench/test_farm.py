@@ -22,7 +22,7 @@ from tedbench import benchmark, scores
 from tedbench.farm import Farm
 from tedbench.prompts import NEEDED
 from tedbench.protocol import METHODS
-from tedbench.servers import Server, Unusable, check
+from tedbench.servers import Unusable, Worker, check
 from tedbench.store import Store
 from tedbench.test_tedbench import RUN, make_benchmark, png
 
@@ -192,7 +192,7 @@ class Trial:
         stop = stop or threading.Event()
         chosen = self.edits if edits is None else edits
         farm = Farm(self.store, RUN, chosen, methods, self.said.append)
-        farm.run([Server(s.url, stop, patience=0.4, pause=0.01) for s in servers], stop)
+        farm.run([Worker(s.url, stop, patience=0.4, pause=0.01) for s in servers], stop)
         return farm
 
     def done(self) -> set[tuple[str, str]]:
@@ -397,7 +397,7 @@ def test_stopping_takes_back_what_is_queued(trial: Trial, start) -> None:
 
 
 def test_servers_that_cannot_take_part_are_told_what_they_lack() -> None:
-    server, nodes = Server("http://nowhere", threading.Event()), described()
+    server, nodes = Worker("http://nowhere", threading.Event()), described()
     from dataclasses import replace
 
     full = {"steps": 2, "seed": 0, "recipe": "as set"}
