@@ -6,6 +6,8 @@
 ``embedding``       stage A, section 3.2 "Text embedding optimization"
 ``finetune``        stage B, section 3.2 "Model fine-tuning"
 ``interpolate``     stage C, section 3.2 "Text embedding interpolation", equation 4
+``edit``            what a run of stages A and B leaves
+``edit_file``       the same in one file
 ==================  =====================================================================
 
 Nothing here knows ComfyUI: the model is anything that satisfies ``objective.Denoiser``.

@@ -6,7 +6,7 @@ The file is safetensors: no code is ever run by reading it. Its tensors are
 ``optimized.tokens``   e_opt [1, T, W], float; ``optimized.pooled`` [1, P] where there is one
 ``target.tokens``      e_tgt, of the same shapes
 ``*.option.N``         tensors among the other entries of a conditioning, such as a mask
-``weights.KEY``        the LoRA or the weight differences, in the host's own key names
+``weights.KEY``        what stage B learned, under the names that it came with
 =====================  ====================================================================
 
 and its metadata ``format``, ``version`` and ``edit``, the rest as JSON.
@@ -18,7 +18,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .edit import Edit, Sentence
 from .objective import Embedding
 
 FORMAT, VERSION = "imagic-edit", "1"
@@ -39,57 +39,13 @@ MAX_DEPTH = 8
 
 FLOATS = ("F32", "F16", "BF16")
 OPTIONS = (*FLOATS, "F64", "I64", "I32", "U8", "BOOL")
-HALF_ERROR = 1e-3
-"""Relative error by which a matrix may change in float16; ordinary numbers change by 3e-4."""
 
 
 class EditFileError(ValueError):
     """The file is not a whole and sound edit; the message says what was found."""
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """An embedding, and the other entries of the conditioning that it came in."""
-
-    embedding: Embedding
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What one run of stages A and B learned.
-
-    Attributes:
-        target: e_tgt.
-        optimized: e_opt, of the same shapes.
-        weights: LoRA or weight differences, key -> tensor.
-        about: names, numbers and text in JSON's types, for people to read.
-    """
-
-    target: Sentence
-    optimized: Sentence
-    weights: Mapping[str, Tensor]
-    about: Mapping[str, Any]
-
-
 # ---- writing --------------------------------------------------------------------------------
-
-
-def rounded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in the number format that the file keeps them in.
-
-    The matrices of a LoRA become float16 unless that would change them by more than
-    ``HALF_ERROR``. Weight differences stay in float32: they are far smaller than float16 resolves.
-    """
-    return {key: _halved(key, tensor.detach().cpu()) for key, tensor in weights.items()}
-
-
-def _halved(key: str, tensor: Tensor) -> Tensor:
-    if not key.endswith((".lora_up.weight", ".lora_down.weight")):
-        return tensor.float()
-    exact, half = tensor.float(), tensor.half()
-    error = (half.float() - exact).norm()
-    return half if error <= HALF_ERROR * exact.norm() else exact
 
 
 def write(path: Path, edit: Edit) -> None:
@@ -97,7 +53,7 @@ def write(path: Path, edit: Edit) -> None:
 
     Args:
         path: where to.
-        edit: its weights are written as they are, see ``rounded``.
+        edit: its weights are written as they are.
 
     Raises:
         EditFileError: a conditioning has an entry that a file cannot hold.
@@ -257,41 +213,3 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tensors[str(value["tensor"])]
         return {key: _unpacked(v, tensors) for key, v in value.items()}
     return [_unpacked(v, tensors) for v in value] if isinstance(value, list) else value
-
-
-def check_weights(weights: Mapping[str, Tensor], model: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare what was learned with the weights of a model.
-
-    Args:
-        weights: LoRA or weight differences.
-        model: state dict key -> shape.
-
-    Raises:
-        EditFileError: a weight has no place in the model, or not its shape.
-    """
-    for key, tensor in weights.items():
-        layer, _, part = key.rpartition(".")
-        found = tuple(tensor.shape)
-        if part in ("diff", "diff_b"):
-            shape = model.get(f"{layer}.{'weight' if part == 'diff' else 'bias'}")
-            fits = found == shape
-        elif key.endswith((".lora_up.weight", ".lora_down.weight")):
-            layer = layer.rpartition(".")[0]
-            shape = model.get(f"{layer}.weight")
-            up, down = (weights.get(f"{layer}.lora_{d}.weight") for d in ("up", "down"))
-            fits = (
-                shape is not None
-                and up is not None
-                and down is not None
-                and up.ndim == down.ndim == 2
-                and up.shape[1] == down.shape[0]
-                and (up.shape[0], down.shape[1]) == (shape[0], prod(shape[1:]))
-            )
-        else:
-            shape = model.get(f"{layer}.weight")
-            fits = part == "alpha" and tensor.numel() == 1 and f"{layer}.lora_up.weight" in weights
-        if not fits:
-            raise EditFileError(
-                f"has {key!r:.120} of shape {found}, the model has there "
-                f"{'nothing' if shape is None else shape}"
-            )

@@ -14,9 +14,16 @@ import torch
 from torch import Tensor
 
 from .fit import Progress, Settings, fit
-from .objective import Denoiser, Embedding
+from .objective import Denoiser, Embedding, Photographs
 
-_SHORT = Settings(300, 4e-4, seed=0, batch_size=4, stratified=True, decay=True)
+_SHORT = Settings(
+    steps=300,  # a fifth of the paper's, each on several draws
+    learning_rate=4e-4,
+    seed=0,
+    batch_size=4,
+    stratified=True,  # lowers the variance of the gradient by a quarter
+    decay=True,  # comes to rest, instead of where the last draws kicked it
+)
 METHODS = {
     "lora": _SHORT,
     "attention": replace(_SHORT, learning_rate=1.2e-4),
@@ -28,8 +35,8 @@ The rates are for networks as wide as Stable Diffusion's. What a step adds up to
 width for `attention` and `full`, and with its square root for the two matrices of `lora`.
 """
 
-PAPER = Settings(steps=1500, learning_rate=5e-7, seed=0)
-"""The paper's recipe for Stable Diffusion, section 4, with method `full`."""
+PAPER, PAPER_METHOD = Settings(steps=1500, learning_rate=5e-7, seed=0), "full"
+"""The paper's recipe for Stable Diffusion, section 4."""
 
 
 class Difference(torch.nn.Module):
@@ -81,23 +88,21 @@ def choose_changes(
 
 def finetune_model(
     denoiser: Denoiser,
-    x0: Tensor,
+    photographs: Photographs,
     optimized: Embedding,
     changes: Mapping[str, torch.nn.Module],
     settings: Settings,
     on_step: Callable[[Progress], None],
-    mask: Tensor | None = None,
 ) -> list[float]:
     """Fit the changes of the weights to the photograph, in place.
 
     Args:
         denoiser: the model, with ``changes`` applied to its weights.
-        x0: [B, C, ...] the photographs' latents.
+        photographs: x, and where to be faithful to it.
         optimized: e_opt of stage A, held fixed.
         changes: from ``choose_changes``.
         settings: the paper's are ``PAPER``.
         on_step: called after each step; what it raises ends the training and passes through.
-        mask: see ``objective.reconstruction_loss``.
 
     Returns:
         The loss of each step.
@@ -106,4 +111,4 @@ def finetune_model(
         FloatingPointError: the loss is no longer a finite number.
     """
     parameters = [p for change in changes.values() for p in change.parameters() if p.requires_grad]
-    return fit(denoiser, x0, optimized, [(1.0, parameters)], settings, on_step, mask)
+    return fit(denoiser, photographs, optimized, [(1.0, parameters)], settings, on_step)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .objective import Denoiser, Draws, Embedding, draw, reconstruction_loss
+from .objective import Denoiser, Embedding, Photographs, draw, reconstruction_loss
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a step has to show: its number from 1, its loss, and the x0 estimates of its draws."""
+    """What a step has to show.
+
+    Attributes:
+        step: its number, from 1.
+        steps: how many there are.
+        loss: equation 3 over its draws, before its change.
+        estimate: [n, C, ...] the x0 estimates of its draws.
+    """
 
     step: int
     steps: int
@@ -52,24 +59,22 @@ class Progress:
 
 def fit(
     denoiser: Denoiser,
-    x0: Tensor,
+    photographs: Photographs,
     embedding: Embedding,
     parameters: Sequence[tuple[float, Iterable[Tensor]]],
     settings: Settings,
     on_step: Callable[[Progress], None],
-    mask: Tensor | None = None,
 ) -> list[float]:
     """Minimise equation 3 over ``parameters``, in place.
 
     Args:
         denoiser: the model; with ``embedding`` it must depend on ``parameters``.
-        x0: [B, C, ...] the photographs' latents.
+        photographs: x, and where to be faithful to it.
         embedding: e.
         parameters: float32 leaves that require grad, and how many times the learning rate counts
             for them.
         settings: steps, learning rate, seed and batch.
         on_step: called after each step; what it raises ends the training and passes through.
-        mask: see ``reconstruction_loss``.
 
     Returns:
         The loss of each step, before that step's change.
@@ -85,45 +90,37 @@ def fit(
         ]
     )
     # Half-precision gradients of this loss are of the order of 1e-7 and would vanish.
-    scaler = torch.amp.GradScaler(x0.device.type, enabled=denoiser.compute_dtype == torch.float16)
+    scaler = torch.amp.GradScaler(
+        photographs.x0.device.type, enabled=denoiser.compute_dtype == torch.float16
+    )
     generator = torch.Generator().manual_seed(settings.seed)
     losses: list[float] = []
     for step in range(1, settings.steps + 1):
         draws = draw(
-            denoiser.sigmas, x0, settings.batch_size, generator, stratified=settings.stratified
+            denoiser.sigmas,
+            photographs,
+            settings.batch_size,
+            generator,
+            stratified=settings.stratified,
         )
-        loss, estimate = _accumulate(denoiser, x0, embedding, draws, settings, scaler, mask)
+        loss, estimates = 0.0, []
+        for part in draws.split(settings.micro_batch):
+            errors, estimate = reconstruction_loss(denoiser, photographs, embedding, part)
+            share = errors.mean() * (len(part) / len(draws))
+            scaler.scale(share).backward()
+            loss += share.item()
+            estimates.append(estimate)
         losses.append(loss)
-        rest = 1 - (step - 1) / settings.steps if settings.decay else 1.0
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * rest
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {step} is {loss}: the learning rate {settings.learning_rate:g} "
                 "is too high, or the model overflows in its number format"
             )
+        rest = 1 - (step - 1) / settings.steps if settings.decay else 1.0
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * rest
         scaler.step(optimiser)
         scaler.update()
         optimiser.zero_grad(set_to_none=True)
-        on_step(Progress(step, settings.steps, loss, estimate))
+        on_step(Progress(step, settings.steps, loss, torch.cat(estimates)))
     return losses
-
-
-def _accumulate(
-    denoiser: Denoiser,
-    x0: Tensor,
-    embedding: Embedding,
-    draws: Draws,
-    settings: Settings,
-    scaler: torch.amp.GradScaler,
-    mask: Tensor | None,
-) -> tuple[float, Tensor]:
-    """Add up the gradient of the mean loss over the draws; returns that loss and the estimates."""
-    total, estimates = 0.0, []
-    for part in draws.split(settings.micro_batch):
-        loss, estimate = reconstruction_loss(denoiser, x0, embedding, part, mask)
-        loss = loss * (len(part) / len(draws))
-        scaler.scale(loss).backward()
-        total += loss.item()
-        estimates.append(estimate)
-    return total, torch.cat(estimates)

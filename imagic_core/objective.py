@@ -33,6 +33,29 @@ class Embedding:
         return [self.tokens] if self.pooled is None else [self.tokens, self.pooled]
 
 
+@dataclass(frozen=True)
+class Photographs:
+    """What is to be learned, and where to be faithful to it.
+
+    Attributes:
+        x0: [B, C, ...] the photographs' latents, scaled as the model wants them.
+        mask: [B or 1, 1, ...] weight of each place, 0 to 1, or None where all count alike.
+    """
+
+    x0: Tensor
+    mask: Tensor | None = None
+
+    def weight(self, photo: Tensor) -> Tensor:
+        """[n, 1, ...] weight of each place of the photographs ``photo`` [n]."""
+        if self.mask is None:
+            return torch.ones_like(self.x0[photo, :1])
+        return self.mask[photo % len(self.mask)]
+
+    def to(self, device: torch.device) -> Photographs:
+        """The same photographs on another device."""
+        return Photographs(self.x0.to(device), None if self.mask is None else self.mask.to(device))
+
+
 class Denoiser(Protocol):
     """f_theta of the paper, seen through the picture that it would denoise to."""
 
@@ -89,7 +112,12 @@ class Draws:
 
 
 def draw(
-    sigmas: Tensor, x0: Tensor, count: int, generator: torch.Generator, *, stratified: bool = False
+    sigmas: Tensor,
+    photographs: Photographs,
+    count: int,
+    generator: torch.Generator,
+    *,
+    stratified: bool = False,
 ) -> Draws:
     """Draw ``count`` samples of (photograph, timestep, noise).
 
@@ -97,12 +125,13 @@ def draw(
 
     Args:
         sigmas: [N] the model's schedule; a timestep is uniform over its indices.
-        x0: [B, C, ...] the photographs' latents; each draw takes one, in turn.
+        photographs: each draw takes one, in turn.
         count: number of draws, at least 1.
         generator: CPU generator; the only source of randomness.
         stratified: one timestep from each of ``count`` equal parts of the schedule. Same
             expectation, lower variance.
     """
+    x0 = photographs.x0
     u = torch.rand(count, generator=generator)
     if stratified:
         u = (torch.arange(count) + u) / count
@@ -113,40 +142,29 @@ def draw(
     return Draws(photo, sigmas.cpu()[timestep].float(), noise).to(x0.device)
 
 
+def append_dims(values: Tensor, like: Tensor) -> Tensor:
+    """[n] values as [n, 1, ...], to be multiplied with a tensor [n, C, ...]."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
 def reconstruction_loss(
-    denoiser: Denoiser, x0: Tensor, embedding: Embedding, draws: Draws, mask: Tensor | None = None
+    denoiser: Denoiser, photographs: Photographs, embedding: Embedding, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """Equation 3 over the given draws.
 
     Args:
         denoiser: the model.
-        x0: [B, C, ...] the photographs' latents, scaled as the model wants them.
+        photographs: x, and where to be faithful to it.
         embedding: e.
         draws: samples of (photograph, t, eps).
-        mask: [B or 1, 1, ...] weight of each place, 0 to 1, or None to count all alike.
 
     Returns:
-        The mean squared error of the network's output (a scalar), and the x0 estimates.
+        [n] the mean squared error of the network's output for each draw, and [n, C, ...] the x0
+        estimates.
     """
-    clean = x0[draws.photo]
-    estimate = denoiser.predict(
-        denoiser.add_noise(clean, draws.noise, draws.sigma), draws.sigma, embedding
-    )
-    places = (-1, *[1] * (clean.ndim - 1))
-    error = ((estimate - clean) / denoiser.output_scale(draws.sigma).view(places)) ** 2
-    if mask is None:
-        return error.mean(), estimate.detach()
-    weight = mask[draws.photo % len(mask)].expand_as(error)
-    weighted = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
-    return weighted.mean(), estimate.detach()
-
-
-@torch.no_grad()
-def mean_loss(
-    denoiser: Denoiser, x0: Tensor, embedding: Embedding, draws: Draws, mask: Tensor | None = None
-) -> float:
-    """Equation 3 over fixed draws, one at a time: a number to compare two states of the model."""
-    losses = [
-        reconstruction_loss(denoiser, x0, embedding, one, mask)[0].item() for one in draws.split(1)
-    ]
-    return sum(losses) / len(losses)
+    x0, weight = photographs.x0[draws.photo], photographs.weight(draws.photo)
+    x_t = denoiser.add_noise(x0, draws.noise, draws.sigma)
+    estimate = denoiser.predict(x_t, draws.sigma, embedding)
+    error = ((estimate - x0) / append_dims(denoiser.output_scale(draws.sigma), x0)) ** 2
+    weighted = (error.mean(1, keepdim=True) * weight).flatten(1).sum(1)
+    return weighted / weight.flatten(1).sum(1), estimate.detach()

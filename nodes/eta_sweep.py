@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from comfy_api.latest import io
 
 from ..imagic_core.interpolate import interpolate
-from . import comfy_host, run
+from . import comfy_host, schema
+from .errors import named
+from .sweep import eta_range
 
 NAME = "Imagic Eta Sweep"
-
-
-def eta_range(start: float, stop: float, count: int) -> list[float]:
-    """``count`` values of eta at equal distances, from ``start`` to ``stop``, both included."""
-    if count == 1:
-        return [start]
-    return [round(start + (stop - start) * i / (count - 1), 4) for i in range(count)]
 
 
 class ImagicEtaSweep(io.ComfyNode):
@@ -29,7 +23,7 @@ class ImagicEtaSweep(io.ComfyNode):
         return io.Schema(
             node_id="ImagicEtaSweep",
             display_name=NAME,
-            category=run.TOOLS,
+            category=schema.TOOLS,
             description="Conditionings for a range of eta. What they are wired to runs once for "
             "each: one KSampler with one seed draws the whole range.",
             inputs=[
@@ -76,13 +70,18 @@ class ImagicEtaSweep(io.ComfyNode):
         )
 
     @classmethod
+    @named(NAME)
     def execute(
-        cls, target: Any, optimized: Any, start: float, stop: float, count: int
+        cls,
+        target: comfy_host.Conditioning,
+        optimized: comfy_host.Conditioning,
+        start: float,
+        stop: float,
+        count: int,
     ) -> io.NodeOutput:
         """Interpolate at each eta."""
         etas = eta_range(start, stop, count)
         conditionings = [
-            comfy_host.combine(NAME, target, optimized, partial(interpolate, eta=eta))
-            for eta in etas
+            comfy_host.combine(target, optimized, partial(interpolate, eta=eta)) for eta in etas
         ]
         return io.NodeOutput(conditionings, etas)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..imagic_core.finetune import METHODS, PAPER, finetune_model
-from . import comfy_host, run
+from ..imagic_core.finetune import METHODS, PAPER, PAPER_METHOD, finetune_model
+from . import comfy_host, schema
+from .errors import named
+from .train import Run, Session, read_wires, train
 
 NAME = "Imagic Fine-tune Model"
+METHOD = next(iter(METHODS))
 
 
 class ImagicFinetuneModel(io.ComfyNode):
@@ -20,10 +21,23 @@ class ImagicFinetuneModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
+        method = io.Combo.Input(
+            "method",
+            options=list(METHODS),
+            default=METHOD,
+            tooltip="Which weights move. lora: a small change to every layer, least memory. "
+            "attention: the attention layers. full: everything, as in the paper. Choosing one "
+            "sets the steps and the learning_rate that suit it.",
+        )
+        # Read by web/method_defaults.js.
+        method.extra_dict["method_defaults"] = {
+            name: {"steps": own.steps, "learning_rate": own.learning_rate}
+            for name, own in METHODS.items()
+        }
         return io.Schema(
             node_id="ImagicFinetuneModel",
             display_name=NAME,
-            category=run.CATEGORY,
+            category=schema.CATEGORY,
             description="Imagic, stage B: teaches the model your photograph under the optimized "
             "embedding. Returns a changed copy; the model that comes in stays as it is.",
             inputs=[
@@ -34,16 +48,9 @@ class ImagicFinetuneModel(io.ComfyNode):
                 io.Latent.Input(
                     "image", tooltip="The photograph, as wired to Imagic Optimize Embedding."
                 ),
-                io.Combo.Input(
-                    "method",
-                    options=list(METHODS),
-                    default="lora",
-                    tooltip="Which weights move. lora: a small change to every layer, least "
-                    "memory. attention: the attention layers. full: everything, as in the paper. "
-                    "Choosing one sets the steps and the learning_rate that suit it.",
-                ),
-                *run.common_inputs(METHODS["lora"], "the model"),
-                *run.optional_inputs(PAPER),
+                method,
+                *schema.training_inputs(METHODS[METHOD], "the model"),
+                *schema.optional_training_inputs(METHODS[METHOD], PAPER),
                 io.Int.Input(
                     "rank",
                     default=16,
@@ -79,50 +86,41 @@ class ImagicFinetuneModel(io.ComfyNode):
         )
 
     @classmethod
+    @named(NAME)
     def execute(
         cls,
-        model: Any,
-        optimized: Any,
-        image: dict[str, Any],
+        model: comfy_host.Model,
+        optimized: comfy_host.Conditioning,
+        image: comfy_host.Latent,
         method: str,
         steps: int,
         learning_rate: float,
         seed: int,
         recipe: str = "as set",
-        batch_size: int = 4,
+        batch_size: int = METHODS[METHOD].batch_size,
         training_dtype: str = "auto",
         save_memory: str = "auto",
         rank: int = 16,
         alpha: float = 16.0,
     ) -> io.NodeOutput:
         """Fine-tune a copy of ``model`` on ``image`` under ``optimized``."""
+        settings = replace(
+            METHODS[method], steps=steps, learning_rate=learning_rate, batch_size=batch_size
+        )
         if recipe == "paper":
-            method, settings = "full", replace(PAPER, seed=seed)
-        else:
-            settings = replace(
-                METHODS[method],
-                steps=steps,
-                learning_rate=learning_rate,
-                seed=seed,
-                batch_size=batch_size,
-            )
+            method, settings = PAPER_METHOD, PAPER
+        run = Run(replace(settings, seed=seed), training_dtype, save_memory)
 
-        def stage(t: run.Training) -> tuple[dict[str, Tensor], list[float]]:
+        def stage(s: Session) -> tuple[comfy_host.Lora, list[float]]:
             losses = finetune_model(
-                t.denoiser, t.x0, t.embedding, t.changes, t.settings, t.on_step, t.mask
+                s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step
             )
-            return comfy_host.changes_to_lora(t.changes), losses
+            return comfy_host.changes_to_lora(s.changes), losses
 
-        lora, losses = run.train(
-            NAME,
-            "optimized",
-            model,
-            optimized,
-            image,
+        lora, losses = train(
+            read_wires(model, "optimized", optimized, image),
+            run,
             stage,
             lambda: comfy_host.new_changes(model, method, rank, alpha, seed),
-            settings=settings,
-            training_dtype=training_dtype,
-            save_memory=save_memory,
         )
         return io.NodeOutput(comfy_host.apply_lora(model, lora), lora, {"loss": losses})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
-from torch import Tensor
 
-from . import comfy_host, run
+from . import comfy_host, schema
+from .errors import BadInputError, named
 
 NAME = "Imagic Fine-tune Strength"
 PARTS = {
@@ -26,7 +24,7 @@ class ImagicFinetuneStrength(io.ComfyNode):
         return io.Schema(
             node_id="ImagicFinetuneStrength",
             display_name=NAME,
-            category=run.TOOLS,
+            category=schema.TOOLS,
             description="Applies what Imagic Fine-tune Model learned at a strength of its own for "
             "each part of the network. If no eta brings the edit, lower these: nothing is trained "
             "again.",
@@ -51,11 +49,22 @@ class ImagicFinetuneStrength(io.ComfyNode):
         )
 
     @classmethod
+    @named(NAME)
     def execute(
-        cls, model: Any, lora: dict[str, Tensor], encoder: float, middle: float, decoder: float
+        cls,
+        model: comfy_host.Model,
+        lora: comfy_host.Lora,
+        encoder: float,
+        middle: float,
+        decoder: float,
     ) -> io.NodeOutput:
         """Add each part of ``lora`` to a copy of ``model`` at its own strength."""
-        comfy_host.check_lora(NAME, "lora", model, lora)
+        try:
+            comfy_host.check_lora(comfy_host.weight_shapes(model), lora)
+        except BadInputError as error:
+            raise BadInputError(
+                f"'lora' {error}; connect the kind of model it was learned on."
+            ) from error
         tuned, parts = model, comfy_host.lora_by_part(model, lora)
         for part, strength in zip(PARTS, (encoder, middle, decoder), strict=True):
             tuned = comfy_host.apply_lora(tuned, parts[part], strength)

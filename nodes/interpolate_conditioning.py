@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 from comfy_api.latest import io
 
 from ..imagic_core.interpolate import interpolate
-from . import comfy_host, run
+from . import comfy_host, schema
+from .errors import named
 
 NAME = "Imagic Interpolate Conditioning"
 
@@ -21,7 +22,7 @@ class ImagicInterpolateConditioning(io.ComfyNode):
         return io.Schema(
             node_id="ImagicInterpolateConditioning",
             display_name=NAME,
-            category=run.CATEGORY,
+            category=schema.CATEGORY,
             description="Imagic, stage C: goes from your photograph (eta 0) towards your sentence "
             "(eta 1). Wire the result to KSampler, with the fine-tuned model.",
             inputs=[
@@ -48,8 +49,9 @@ class ImagicInterpolateConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, target: Any, optimized: Any, eta: float) -> io.NodeOutput:
+    @named(NAME)
+    def execute(
+        cls, target: comfy_host.Conditioning, optimized: comfy_host.Conditioning, eta: float
+    ) -> io.NodeOutput:
         """Interpolate between the two conditionings."""
-        return io.NodeOutput(
-            comfy_host.combine(NAME, target, optimized, lambda tgt, opt: interpolate(tgt, opt, eta))
-        )
+        return io.NodeOutput(comfy_host.combine(target, optimized, partial(interpolate, eta=eta)))

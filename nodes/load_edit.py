@@ -10,8 +10,10 @@ import torch
 from comfy_api.latest import io
 
 from ..imagic_core import edit_file
-from ..imagic_core.edit_file import Edit, EditFileError, Sentence
-from . import comfy_host, run
+from ..imagic_core.edit import Edit
+from ..imagic_core.edit_file import EditFileError
+from . import comfy_host, schema
+from .errors import BadInputError, named
 
 NAME = "Imagic Load Edit"
 FOLDER = "imagic"
@@ -55,7 +57,7 @@ class ImagicLoadEdit(io.ComfyNode):
         return io.Schema(
             node_id="ImagicLoadEdit",
             display_name=NAME,
-            category=run.TOOLS,
+            category=schema.TOOLS,
             description="Gives back what Imagic Save Edit saved, without training. Wire another "
             "sentence to edit the same photograph anew.",
             inputs=[
@@ -97,12 +99,15 @@ class ImagicLoadEdit(io.ComfyNode):
         return (file.stat().st_mtime_ns, file.stat().st_size) if file else None
 
     @classmethod
-    def execute(cls, model: Any, edit: str, target: Any = None) -> io.NodeOutput:
+    @named(NAME)
+    def execute(
+        cls, model: comfy_host.Model, edit: str, target: comfy_host.Conditioning | None = None
+    ) -> io.NodeOutput:
         """Read and check the file, then apply it."""
         file = edit_files().get(edit)
         if file is None:
-            raise ValueError(
-                f"{NAME}: 'edit' names {edit!r:.200}, which is not among the edit files; put it "
+            raise BadInputError(
+                f"'edit' names {edit!r:.200}, which is not among the edit files; put it "
                 f"into the folder {FOLDER} of ComfyUI's output or models folder, press R in the "
                 "editor and choose it."
             )
@@ -110,19 +115,18 @@ class ImagicLoadEdit(io.ComfyNode):
             with torch.inference_mode(False):
                 read = edit_file.read(file)
         except (EditFileError, OSError) as error:
-            raise ValueError(
-                f"{NAME}: 'edit' {edit!r} {error}. Choose a file that Imagic Save Edit wrote, or "
-                "save it again."
+            raise BadInputError(
+                f"'edit' {edit!r} {error}. Choose a file that Imagic Save Edit wrote, or save it "
+                "again."
             ) from error
         try:
-            edit_file.check_weights(read.weights, comfy_host.weight_shapes(model))
+            comfy_host.check_lora(comfy_host.weight_shapes(model), read.weights)
             check_width(read, model)
-        except EditFileError as error:
-            raise ValueError(
-                f"{NAME}: 'edit' {edit!r} does not fit 'model': it {error}. It was learned on "
+        except BadInputError as error:
+            raise BadInputError(
+                f"'edit' {edit!r} does not fit 'model': it {error}. It was learned on "
                 f"{base_name(read)}; connect that model."
             ) from error
-        saved = _conditioning(read.target)
         if target is not None:
             check_target(read, target)
         info = describe(read)
@@ -133,12 +137,11 @@ class ImagicLoadEdit(io.ComfyNode):
             )
             comfy_host.LOGGER.warning("%s: %s", NAME, warning)
             info = f"Warning: {warning}\n{info}"
-        weights = dict(read.weights)
         return io.NodeOutput(
-            comfy_host.apply_lora(model, weights),
-            _conditioning(read.optimized),
-            saved if target is None else target,
-            weights,
+            comfy_host.apply_lora(model, read.weights),
+            comfy_host.to_conditioning(read.optimized),
+            comfy_host.to_conditioning(read.target) if target is None else target,
+            dict(read.weights),
             info,
         )
 
@@ -149,35 +152,30 @@ def base_name(edit: Edit) -> str:
     return " of type ".join(f"{name!s:.200}" for name in names if name) or "an unknown model"
 
 
-def check_width(edit: Edit, model: Any) -> None:
+def check_width(edit: Edit, model: comfy_host.Model) -> None:
     """Compare the width of the embeddings with what a U-Net takes; others do not tell it.
 
     Raises:
-        EditFileError: they differ.
+        BadInputError: they differ.
     """
     takes = comfy_host.context_width(model)
     width = edit.optimized.embedding.tokens.shape[-1]
     if takes is not None and width != takes:
-        raise EditFileError(f"has embeddings of width {width}, the model takes {takes}")
+        raise BadInputError(f"has embeddings of width {width}, the model takes {takes}")
 
 
-def check_target(edit: Edit, target: Any) -> None:
+def check_target(edit: Edit, target: comfy_host.Conditioning) -> None:
     """Refuse a sentence whose embedding has another shape than the edit's.
 
     Raises:
-        ValueError: it has.
+        BadInputError: it has.
     """
-    text = comfy_host.read_text(NAME, "target", target)
     wired, saved = (
-        [tuple(t.shape) for t in e.tensors()] for e in (text.embedding, edit.optimized.embedding)
+        [tuple(t.shape) for t in sentence.embedding.tensors()]
+        for sentence in (comfy_host.read_sentence("target", target), edit.optimized)
     )
     if wired != saved:
-        raise ValueError(
-            f"{NAME}: 'target' has the shape {wired}, but the edit has {saved}; connect a CLIP "
+        raise BadInputError(
+            f"'target' has the shape {wired}, but the edit has {saved}; connect a CLIP "
             "Text Encode whose CLIP belongs to this model, with a sentence of similar length."
         )
-
-
-def _conditioning(sentence: Sentence) -> list[list[Any]]:
-    text = comfy_host.Text(sentence.embedding, dict(sentence.options))
-    return text.with_embedding(sentence.embedding)

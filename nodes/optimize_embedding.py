@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from comfy_api.latest import io
 
 from ..imagic_core.embedding import DEFAULT, PAPER, optimize_embedding
-from . import comfy_host, run
+from . import comfy_host, schema
+from .errors import named
+from .train import Run, Session, read_wires, train
 
 NAME = "Imagic Optimize Embedding"
 
@@ -22,7 +23,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         return io.Schema(
             node_id="ImagicOptimizeEmbedding",
             display_name=NAME,
-            category=run.CATEGORY,
+            category=schema.CATEGORY,
             description="Imagic, stage A: finds a text embedding near your sentence under which "
             "the model draws your photograph. The model is not changed.",
             inputs=[
@@ -36,8 +37,8 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
                     tooltip="Your photograph. From VAE Encode. A batch is learned as several "
                     "photographs; a noise mask says where to be faithful.",
                 ),
-                *run.common_inputs(DEFAULT, "the text embedding"),
-                *run.optional_inputs(PAPER),
+                *schema.training_inputs(DEFAULT, "the text embedding"),
+                *schema.optional_training_inputs(DEFAULT, PAPER),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -50,47 +51,32 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         )
 
     @classmethod
+    @named(NAME)
     def execute(
         cls,
-        model: Any,
-        target: Any,
-        image: dict[str, Any],
+        model: comfy_host.Model,
+        target: comfy_host.Conditioning,
+        image: comfy_host.Latent,
         steps: int,
         learning_rate: float,
         seed: int,
         recipe: str = "as set",
-        batch_size: int = 4,
+        batch_size: int = DEFAULT.batch_size,
         training_dtype: str = "auto",
         save_memory: str = "auto",
     ) -> io.NodeOutput:
         """Optimise the embedding of ``target`` towards ``image``."""
-        if recipe == "paper":
-            settings = replace(PAPER, seed=seed)
-        else:
-            settings = replace(
-                DEFAULT,
-                steps=steps,
-                learning_rate=learning_rate,
-                seed=seed,
-                batch_size=batch_size,
-            )
+        settings = replace(DEFAULT, steps=steps, learning_rate=learning_rate, batch_size=batch_size)
+        settings = replace(PAPER if recipe == "paper" else settings, seed=seed)
+        wires = read_wires(model, "target", target, image)
+        device = wires.sentence.embedding.tokens.device
 
-        def stage(t: run.Training) -> tuple[list[list[Any]], list[float]]:
+        def stage(s: Session) -> tuple[comfy_host.Conditioning, list[float]]:
             e_opt, losses = optimize_embedding(
-                t.denoiser, t.x0, t.embedding, t.settings, t.on_step, t.mask
+                s.denoiser, s.photographs, s.embedding, s.settings, s.on_step
             )
-            device = t.text.embedding.tokens.device
-            return t.text.with_embedding(comfy_host.to_device(e_opt, device)), losses
+            learned = wires.sentence.with_embedding(comfy_host.to_device(e_opt, device))
+            return comfy_host.to_conditioning(learned), losses
 
-        optimized, losses = run.train(
-            NAME,
-            "target",
-            model,
-            target,
-            image,
-            stage,
-            settings=settings,
-            training_dtype=training_dtype,
-            save_memory=save_memory,
-        )
+        optimized, losses = train(wires, Run(settings, training_dtype, save_memory), stage)
         return io.NodeOutput(optimized, {"loss": losses})

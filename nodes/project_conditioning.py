@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 from comfy_api.latest import io
 
 from ..imagic_core.interpolate import project
-from . import comfy_host, run
+from . import comfy_host, schema
+from .errors import named
 
 NAME = "Imagic Project Conditioning"
 
@@ -21,7 +22,7 @@ class ImagicProjectConditioning(io.ComfyNode):
         return io.Schema(
             node_id="ImagicProjectConditioning",
             display_name=NAME,
-            category=run.TOOLS,
+            category=schema.TOOLS,
             description="In place of Imagic Interpolate Conditioning: sets how much of your "
             "photograph and how much of the edit there is, each by itself.",
             inputs=[
@@ -54,10 +55,14 @@ class ImagicProjectConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, target: Any, optimized: Any, identity: float, edit: float) -> io.NodeOutput:
+    @named(NAME)
+    def execute(
+        cls,
+        target: comfy_host.Conditioning,
+        optimized: comfy_host.Conditioning,
+        identity: float,
+        edit: float,
+    ) -> io.NodeOutput:
         """Add the part of ``target`` that is orthogonal to ``optimized``."""
-        return io.NodeOutput(
-            comfy_host.combine(
-                NAME, target, optimized, lambda tgt, opt: project(tgt, opt, identity, edit)
-            )
-        )
+        rule = partial(project, identity=identity, edit=edit)
+        return io.NodeOutput(comfy_host.combine(target, optimized, rule))

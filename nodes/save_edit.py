@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import folder_paths
 import torch
 from comfy.cli_args import args
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..imagic_core import edit_file
-from ..imagic_core.edit_file import Edit, EditFileError, Sentence
-from . import comfy_host, run
+from ..imagic_core.edit import Edit
+from ..imagic_core.edit_file import EditFileError
+from . import comfy_host, schema
+from .errors import BadInputError, named
+from .graph import learned_from
 
 NAME = "Imagic Save Edit"
 
@@ -31,50 +31,6 @@ def pack_version() -> str:
     return found[1] if found else ""
 
 
-def learned_from(prompt: Mapping[str, Any] | None, node: str | None) -> dict[str, Any]:
-    """What the graph says about an edit: settings of the trainings, sentence, checkpoint.
-
-    Args:
-        prompt: the graph in the API's format, or None where the host gives none.
-        node: the id in it of the node that saves.
-
-    Returns:
-        Node type -> its settings, ``sentence`` and ``base_name``, as far as they can be found.
-    """
-    if not prompt or not node or node not in prompt:
-        return {}
-    inputs = prompt[node]["inputs"]
-    found: dict[str, Any] = {}
-    for name in ("optimized", "lora"):
-        trainer = _upstream(prompt, inputs.get(name))
-        if trainer.get("class_type", "").startswith("Imagic"):
-            found[trainer["class_type"]] = _settings(trainer)
-    text = _settings(_upstream(prompt, inputs.get("target"))).get("text")
-    if isinstance(text, str):
-        found["sentence"] = text
-    link = inputs.get("model")
-    for _ in prompt:  # a graph without end is cut off at its size
-        loader = _upstream(prompt, link)
-        link = loader.get("inputs", {}).get("model")
-        if not link:
-            names = [v for k, v in _settings(loader).items() if k.endswith("_name")]
-            found.update({"base_name": names[0]} if names else {})
-            break
-    return found
-
-
-def _upstream(prompt: Mapping[str, Any], link: Any) -> Mapping[str, Any]:
-    return prompt.get(link[0], {}) if isinstance(link, list) and link else {}
-
-
-def _settings(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in node.get("inputs", {}).items()
-        if isinstance(value, bool | int | float | str)
-    }
-
-
 # ---- the node -------------------------------------------------------------------------------
 
 
@@ -87,11 +43,11 @@ class ImagicSaveEdit(io.ComfyNode):
         return io.Schema(
             node_id="ImagicSaveEdit",
             display_name=NAME,
-            category=run.TOOLS,
+            category=schema.TOOLS,
             description="Saves the embeddings and what the model learned to one file, for Imagic "
             "Load Edit. Its outputs are exactly what that node will give back.",
             is_output_node=True,
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -132,26 +88,26 @@ class ImagicSaveEdit(io.ComfyNode):
         )
 
     @classmethod
+    @named(NAME)
     def execute(
         cls,
-        model: Any,
-        optimized: Any,
-        target: Any,
-        lora: dict[str, Tensor],
+        model: comfy_host.Model,
+        optimized: comfy_host.Conditioning,
+        target: comfy_host.Conditioning,
+        lora: comfy_host.Lora,
         filename_prefix: str = "imagic/edit",
-        image: dict[str, Any] | None = None,
+        image: comfy_host.Latent | None = None,
         optimized_loss: dict[str, list[float]] | None = None,
         model_loss: dict[str, list[float]] | None = None,
     ) -> io.NodeOutput:
         """Write the file, and hand on what was written."""
         if comfy_host.has_lora(model, lora):
-            raise ValueError(
-                f"{NAME}: 'model' is the fine-tuned model, to which 'lora' would be applied twice; "
-                "connect the model as loaded, the one that is wired to Imagic Fine-tune Model."
+            raise BadInputError(
+                "'model' is the fine-tuned model, to which 'lora' would be applied twice; connect "
+                "the model as loaded, the one that is wired to Imagic Fine-tune Model."
             )
-        comfy_host.check_lora(NAME, "lora", model, lora)
         hidden = cls.hidden
-        graph = learned_from(hidden.prompt, hidden.unique_id) if hidden else {}
+        graph = learned_from(hidden.dynprompt, hidden.unique_id) if hidden else {}
         about = {
             **({} if args.disable_metadata else graph),
             "pack": pack_version(),
@@ -165,9 +121,9 @@ class ImagicSaveEdit(io.ComfyNode):
         }
         with torch.inference_mode(False):
             edit = Edit(
-                _sentence("target", target),
-                _sentence("optimized", optimized),
-                edit_file.rounded(lora),
+                comfy_host.read_sentence("target", target),
+                comfy_host.read_sentence("optimized", optimized),
+                comfy_host.rounded(lora),
                 about,
             )
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
@@ -175,12 +131,12 @@ class ImagicSaveEdit(io.ComfyNode):
         )
         file = f"{name}_{counter:05}_.safetensors"
         try:
-            edit_file.check_weights(edit.weights, comfy_host.weight_shapes(model))
+            comfy_host.check_lora(comfy_host.weight_shapes(model), edit.weights)
             edit_file.write(Path(folder) / file, edit)
-        except EditFileError as error:
-            raise ValueError(
-                f"{NAME}: what is wired {error}; connect 'lora' to Imagic Fine-tune Model, and "
-                "'target' and 'optimized' to what the trainings got and gave."
+        except (BadInputError, EditFileError) as error:
+            raise BadInputError(
+                f"what is wired {error}; connect 'lora' to Imagic Fine-tune Model, and 'target' "
+                "and 'optimized' to what the trainings got and gave."
             ) from error
         comfy_host.LOGGER.info("%s: wrote %s", NAME, Path(folder) / file)
         weights = {key: tensor.float() for key, tensor in edit.weights.items()}
@@ -190,7 +146,7 @@ class ImagicSaveEdit(io.ComfyNode):
         )
 
 
-def image_hash(latent: Mapping[str, Any] | None) -> str | None:
+def image_hash(latent: comfy_host.Latent | None) -> str | None:
     """Hash of the photograph's latent, or None."""
     if latent is None:
         return None
@@ -198,8 +154,3 @@ def image_hash(latent: Mapping[str, Any] | None) -> str | None:
     return hashlib.sha256(
         str(tuple(samples.shape)).encode() + samples.numpy().tobytes()
     ).hexdigest()
-
-
-def _sentence(socket: str, conditioning: Any) -> Sentence:
-    text = comfy_host.read_text(NAME, socket, conditioning)
-    return Sentence(text.embedding, {k: v for k, v in text.options.items() if k != "pooled_output"})

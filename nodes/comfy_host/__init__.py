@@ -1,41 +1,54 @@
 """The only door to ComfyUI's insides: makes a ``Denoiser`` of a MODEL and undoes all it did.
 
-Data goes one way: a node hands its sockets to this package, gets tensors and a ``Denoiser`` for
+Data goes one way: a node hands its sockets to this package, gets values and a ``Denoiser`` for
 ``imagic_core``, and hands the result back through this package.
 
 =============  ============================================================================
-``sockets``    MODEL, CONDITIONING, LATENT and CLIP as they come in, read and checked
+``sockets``    CONDITIONING, LATENT and CLIP as they come in, read and checked
 ``denoiser``   the model as a ``Denoiser``
-``training``   a loaded model made ready for training, and all of it undone
-``weights``    what can move, what is handed back, and what tells models apart
+``trainable``  a loaded model made ready for training, and all of it undone
+``weights``    which weights can move, and their changes before training
+``lora``       LORA_MODEL: what was learned, in the host's key names
+``identity``   what tells one model from another
 =============  ============================================================================
 """
 
 import logging
 
 from .denoiser import HostDenoiser, to_device
-from .sockets import Text, combine, read_image, read_text, text_features
-from .training import check_trainable, training
-from .weights import (
+from .identity import base_hash, context_width, model_kind
+from .lora import (
+    Lora,
     apply_lora,
-    base_hash,
     changes_to_lora,
     check_lora,
-    context_width,
     has_lora,
     lora_by_part,
-    model_kind,
-    new_changes,
-    weight_shapes,
+    rounded,
 )
+from .sockets import (
+    Conditioning,
+    Latent,
+    Model,
+    combine,
+    read_photographs,
+    read_sentence,
+    text_features,
+    to_conditioning,
+)
+from .trainable import check_trainable, trainable
+from .weights import new_changes, weight_shapes
 
 LOGGER = logging.getLogger("comfyui-imagic")
 """ComfyUI's console."""
 
 __all__ = [
     "LOGGER",
+    "Conditioning",
     "HostDenoiser",
-    "Text",
+    "Latent",
+    "Lora",
+    "Model",
     "apply_lora",
     "base_hash",
     "changes_to_lora",
@@ -47,10 +60,12 @@ __all__ = [
     "lora_by_part",
     "model_kind",
     "new_changes",
-    "read_image",
-    "read_text",
+    "read_photographs",
+    "read_sentence",
+    "rounded",
     "text_features",
+    "to_conditioning",
     "to_device",
-    "training",
+    "trainable",
     "weight_shapes",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.sampler_helpers
@@ -11,14 +11,15 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
-from ...imagic_core.objective import Embedding
+from ...imagic_core.objective import Embedding, append_dims
+from .sockets import Model
 
 
 class HostDenoiser:
-    """A loaded MODEL as ``imagic_core`` sees it. Made by ``training``."""
+    """A loaded MODEL as ``imagic_core`` sees it. Made by ``trainable``."""
 
     def __init__(
-        self, patcher: Any, x0: Tensor, options: dict[str, Any], compute_dtype: torch.dtype
+        self, patcher: Model, x0: Tensor, options: Mapping[str, Any], compute_dtype: torch.dtype
     ) -> None:
         """Take the loaded patcher, the photographs and the conditioning's other entries."""
         self.model = patcher.model
@@ -36,7 +37,7 @@ class HostDenoiser:
 
     def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """See ``imagic_core.objective.Denoiser``."""
-        return self.sampling.noise_scaling(_over(sigma, x0), noise, x0, False)
+        return self.sampling.noise_scaling(append_dims(sigma, x0), noise, x0, False)
 
     def predict(self, x_t: Tensor, sigma: Tensor, embedding: Embedding) -> Tensor:
         """See ``imagic_core.objective.Denoiser``."""
@@ -67,15 +68,11 @@ class HostDenoiser:
         return (scale - self.sampling.calculate_denoised(places, none, none)).view_as(sigma)
 
 
-def _over(sigma: Tensor, x0: Tensor) -> Tensor:
-    return sigma.view(-1, *[1] * (x0.ndim - 1))
-
-
 def _on_device(value: Any, device: torch.device) -> Any:
     """Copies that may take part in training, of tensors made in another node's inference mode."""
     if isinstance(value, Tensor):
         return value.detach().clone().to(device)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {k: _on_device(v, device) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_on_device(v, device) for v in value)

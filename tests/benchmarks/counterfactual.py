@@ -46,11 +46,9 @@ ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
 STRENGTHS, DEFAULT_STRENGTH = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.7
 # Sampler and guidance that served each method best on the tuning split.
 IMAGIC, SDEDIT, INVERTED_GUIDANCE, DDIB_GUIDANCE = ("euler_ancestral", 2.0), ("ddim", 3.0), 2.0, 2.0
-# The rates of B, the default and the paper's, are for networks about eight times as wide as the
-# miniature's living channels. What a step adds up to grows with the width where it moves the
-# weights themselves, and with its square root where it moves the two matrices of a LoRA.
+# As build.LORA_RATE, for a network so narrow: what a step adds up to grows with the width where it
+# moves the weights themselves, and not with its square root only as for the matrices of a LoRA.
 PAPER_RATE = 8 * 5e-7
-DEFAULT_RATE = build.LORA_RATE
 
 
 class Host:
@@ -139,7 +137,7 @@ def learn(host: Host, edit: Any, **inputs: Any) -> tuple[Any, Any]:
     optimized = optimize(model=host.model, target=target, image=image,
                          **{**defaults["ImagicOptimizeEmbedding"], **inputs}).args[0]
     tune = host.node("ImagicFinetuneModel").execute
-    rate = {"learning_rate": DEFAULT_RATE}
+    rate = {"learning_rate": build.LORA_RATE}
     model = tune(model=host.model, optimized=optimized, image=image,
                  **{**defaults["ImagicFinetuneModel"], **rate, **inputs}).args[0]
     host.learned = key, optimized, model
@@ -276,10 +274,11 @@ def show(results: dict[str, list[dict]]) -> None:
 
 def _show(rows: dict[str, dict]) -> None:
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))
-    print(" | ".join(["method".ljust(14), *columns]))
+    width = max(map(len, rows))
+    print(" | ".join(["method".ljust(width), *columns]))
     for name, row in rows.items():
         cells = [(f"{row[c]:.3f}" if c in row else "").ljust(len(c)) for c in columns]
-        print(" | ".join([name.ljust(14), *cells]))
+        print(" | ".join([name.ljust(width), *cells]))
 
 
 def module_from(path: Path) -> ModuleType:
@@ -299,20 +298,22 @@ def run(host: Host, edit: Any, method: str, judge: Any) -> tuple[list[dict], lis
     with host.torch.inference_mode():
         drawn = METHODS[method].make(host, edit)
     seconds = round(time.monotonic() - started, 1)
-    each, shown = zip(*(
-        score(host, edit, method, judge, grid, {"seed": seed, "seconds": seconds})
-        for seed, grid in drawn.items()
-    ), strict=True)
-    return list(each), shown[0]
+    # the same grid for every seed, where there is no chance in it
+    grids = {id(grid): grid for grid in drawn.values()}
+    scores = {key: score(host, edit, method, judge, grid) for key, grid in grids.items()}
+    each = [{**scores[id(grid)][0], "seed": seed, "seconds": seconds}
+            for seed, grid in drawn.items()]
+    return each, next(iter(scores.values()))[1]
 
 
-def score(host: Host, edit: Any, method: str, judge: Any, grid: Grid,
-          about: dict) -> tuple[dict, list[np.ndarray]]:
-    """The figures of one seed, and its pictures."""
+def score(
+    host: Host, edit: Any, method: str, judge: Any, grid: Grid
+) -> tuple[dict, list[np.ndarray]]:
+    """The figures of one grid, and its pictures."""
     verdicts = {s: judge(edit, picture) for s, picture in grid.items()}
     setting = choose(METHODS[method], {s: v.reached for s, v in verdicts.items()})
     found = {
-        "edit": edit.name, **about, "setting": setting, "reached": verdicts[setting].reached,
+        "edit": edit.name, "setting": setting, "reached": verdicts[setting].reached,
         "kept": verdicts[setting].kept, "psnr": metrics.psnr(grid[setting], edit.truth),
         "ssim": metrics.ssim(grid[setting], edit.truth),
         "likeness": metrics.ssim(grid[setting], edit.source),

@@ -73,24 +73,24 @@ def main() -> None:
     core = importlib.import_module(f"{host.pack.__name__}.imagic_core.objective")
     edit = module_from(TESTS / "miniature" / "edits.py").edits(arguments.edit + 1)[arguments.edit]
 
-    text = inside.read_text("benchmark", "text", host.say(edit.target_text))
-    x0, _ = inside.read_image("benchmark", host.model, host.encode(edit.source))
+    text = inside.read_sentence("text", host.say(edit.target_text))
+    image = inside.read_photographs(host.model, host.encode(edit.source))
     changes = inside.new_changes(host.model, "lora", 16, 16.0, 0)
     parts = max(BATCHES)
     moments = {name: Moments(parts) for name in ("loss", "gradient A", "gradient B")}
-    with inside.training(host.model, x0, text, changes) as (denoiser, x0):
+    with inside.trainable(host.model, image, text, changes) as (denoiser, image):
         embedding = core.Embedding(*(t.clone().requires_grad_() for t in text.embedding.tensors()))
         trained = [p for c in changes.values() for p in c.parameters() if p.requires_grad]
         generator = torch.Generator().manual_seed(0)
         for _ in range(arguments.draws // parts):
-            draws = core.draw(denoiser.sigmas, x0, parts, generator, stratified=True)
+            draws = core.draw(denoiser.sigmas, image, parts, generator, stratified=True)
             for part, one in enumerate(draws.split(1)):
-                loss, _ = core.reconstruction_loss(denoiser, x0, embedding, one)
+                loss, _ = core.reconstruction_loss(denoiser, image, embedding, one)
                 gradients = torch.autograd.grad(
-                    loss, [embedding.tokens, *trained], allow_unused=True
+                    loss.mean(), [embedding.tokens, *trained], allow_unused=True
                 )
                 of_a, *of_b = (g.flatten() for g in gradients if g is not None)
-                moments["loss"].add(part, loss.detach().view(1).double())
+                moments["loss"].add(part, loss.detach().double())
                 moments["gradient A"].add(part, of_a.double())
                 moments["gradient B"].add(part, torch.cat(of_b).double())
     found = {name: {b: round(m.ratio(b), 3) for b in BATCHES} for name, m in moments.items()}

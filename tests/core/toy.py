@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from imagic_core.objective import Embedding
+from imagic_core.objective import Embedding, Photographs
 
 
 class ToyDenoiser:
@@ -56,8 +56,8 @@ class ToyDenoiser:
         return noise
 
 
-def photograph(count: int = 1) -> Tensor:
-    return torch.randn(count, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+def photograph(count: int = 1) -> Photographs:
+    return Photographs(torch.randn(count, 3, 4, 5, generator=torch.Generator().manual_seed(1)))
 
 
 def sentence(pooled: bool = True) -> Embedding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,27 +227,29 @@ def test_sdedit_leaves_the_photograph_the_more_the_less_noise(stocked, client):
 
 
 @pytest.fixture(scope="module")
-def miniature(stocked: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A checkpoint that has learned to draw, and a photograph of its world."""
+def miniature(
+    stocked: Server, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What a workflow needs to draw with a checkpoint that has learned it, a photograph of its
+    world and that picture's size.
+    """
     file = build(tmp_path_factory.mktemp("miniature") / "miniature.safetensors")
     put(file, stocked.base / "models/checkpoints" / file.name)
     drawn = world.render(
         world.identity("heldout", 7), world.Attributes("standing", "grass", "none")
     )
     Image.fromarray(drawn).save(stocked.base / "input/animal.png")
-    return file.name
+    return {
+        "CheckpointLoaderSimple": {"ckpt_name": file.name},
+        "LoadImage": {"image": "animal.png"},
+        "ImageScaleToTotalPixels": {"megapixels": 128 * 128 / 1024**2},
+    }
 
 
 def test_ddib_returns_the_photograph_under_its_own_sentence_and_edits_it_under_another(
     stocked, client, miniature
 ):
-    changes = {
-        "CheckpointLoaderSimple": {"ckpt_name": miniature},
-        "LoadImage": {"image": "animal.png"},
-        "ImageScaleToTotalPixels": {"megapixels": 128 * 128 / 1024**2},
-        "BasicScheduler": {"steps": 30},
-    }
-    prompt = example(client, "baseline_ddib", changes)
+    prompt = example(client, "baseline_ddib", miniature | {"BasicScheduler": {"steps": 30}})
     same = with_round_trip(prompt)
     source, target, _ = (prompt[n]["inputs"] for n in nodes_of(prompt, "CLIPTextEncode"))
     back = prompt[nodes_of(prompt, "SamplerCustom")[1]]["inputs"]
@@ -265,15 +268,12 @@ def test_from_its_own_noise_the_photograph_returns_and_at_another_eta_the_senten
     stocked, client, miniature
 ):
     changes = {
-        "CheckpointLoaderSimple": {"ckpt_name": miniature},
-        "LoadImage": {"image": "animal.png"},
-        "ImageScaleToTotalPixels": {"megapixels": 128 * 128 / 1024**2},
         # Nothing is learned: what returns the photograph is its noise alone.
         "ImagicOptimizeEmbedding": {"steps": 1, "batch_size": 1, "learning_rate": 0.0},
         "ImagicFinetuneModel": {"steps": 1, "batch_size": 1, "learning_rate": 0.0},
         "KSamplerAdvanced": {"steps": 50, "cfg": 1.0},
     }
-    prompt = example(client, "imagic_inversion", changes)
+    prompt = example(client, "imagic_inversion", miniature | changes)
     same = with_round_trip(prompt)
     sentence, _ = (prompt[n]["inputs"] for n in nodes_of(prompt, "CLIPTextEncode"))
     (mix,) = nodes_of(prompt, "ImagicInterpolateConditioning")

@@ -24,7 +24,7 @@ from talk.api import Prompt
 from talk.client import Client
 
 from examples.companions import build_upscaler
-from examples.demo_edit import contact_sheet, our_photograph
+from examples.demo_edit import OUR_MEGAPIXELS, contact_sheet, our_photograph
 from examples.prompts import FOLDER, example, nodes_of, put
 from examples.workflows import ESRGAN
 
@@ -35,17 +35,14 @@ CHECKPOINT = "miniature.safetensors"
 CHANGES: dict[str, dict[str, Any]] = {
     "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
     "LoadImage": {"image": "photograph.png"},
-    "ImageScaleToTotalPixels": {"megapixels": 128 * 128 / 1024**2},
+    "ImageScaleToTotalPixels": {"megapixels": OUR_MEGAPIXELS},
     "ImagicFinetuneModel": {"learning_rate": LORA_RATE},
     "KSampler": {"cfg": 3.0},
     "KSamplerAdvanced": {"cfg": 3.0},
 }
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
 # under its guidance, in fewer steps.
-FEWER = {
-    "ImagicOptimizeEmbedding": {"steps": 50},
-    "ImagicFinetuneModel": {"steps": 50, "learning_rate": LORA_RATE},
-}
+FEWER = {"ImagicOptimizeEmbedding": {"steps": 50}, "ImagicFinetuneModel": {"steps": 50}}
 LARGEST = 60_000
 GUIDE = "../web/docs/eta"
 
@@ -58,7 +55,8 @@ class Studio:
 
     def prompt(self, name: str, sentences: list[str], changes: dict[str, Any]) -> Prompt:
         """The workflow, with the first of its texts as given."""
-        prompt = example(self.client, name, CHANGES | changes)
+        both = {k: CHANGES.get(k, {}) | changes.get(k, {}) for k in CHANGES | changes}
+        prompt = example(self.client, name, both)
         # A sentence that several nodes share becomes each one's own, as in the other workflows,
         # for the cache to know it.
         shared = [[node, 0] for node in nodes_of(prompt, "PrimitiveStringMultiline")]

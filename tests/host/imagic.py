@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from families import kinds
+from losses import mean_loss
 
 Result = tuple[Any, ...]
 
@@ -39,11 +41,40 @@ class Pack:
     def loss(self, model: Any, conditioning: Any, latent: Any, draws: int = 16) -> float:
         """Equation 3 on draws that are the same in every call."""
         core = self.module.imagic_core.objective
-        text = self.host.read_text("test", "text", conditioning)
-        x0, mask = self.host.read_image("test", model, latent)
-        with self.host.training(model, x0, text) as (denoiser, x0):
-            fixed = core.draw(denoiser.sigmas, x0, draws, torch.Generator().manual_seed(1234))
-            return core.mean_loss(denoiser, x0, text.embedding, fixed, mask)
+        text = self.host.read_sentence("text", conditioning)
+        photographs = self.host.read_photographs(model, latent)
+        with self.host.trainable(model, photographs, text) as (denoiser, photographs):
+            fixed = core.draw(
+                denoiser.sigmas, photographs, draws, torch.Generator().manual_seed(1234)
+            )
+            return mean_loss(core, denoiser, photographs, text.embedding, fixed)
+
+    def gradients(
+        self, model: Any, conditioning: Any, latent: Any, *, recompute: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Of equation 3 by the embedding and by every weight, on the same two draws in every call.
+
+        To compare ways of computing by: of what rounding leaves of a gradient of nothing, Adam
+        makes a whole step.
+        """
+        core = self.module.imagic_core.objective
+        text = self.host.read_sentence("text", conditioning)
+        photographs = self.host.read_photographs(model, latent)
+        with torch.inference_mode():
+            changes = self.host.new_changes(model, "full", 8, 4.0, 0)
+            with self.host.trainable(
+                model, photographs, text, changes, recompute=recompute
+            ) as (denoiser, photographs):
+                leaves = [t.detach().clone().requires_grad_() for t in text.embedding.tensors()]
+                fixed = torch.Generator().manual_seed(1234)
+                draws = core.draw(denoiser.sigmas, photographs, 2, fixed)
+                losses, _ = core.reconstruction_loss(
+                    denoiser, photographs, core.Embedding(*leaves), draws
+                )
+                losses.mean().backward()
+        named = dict(zip(("tokens", "pooled"), leaves, strict=False))
+        named |= {name: change.difference for name, change in changes.items()}
+        return {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}
 
     def sampled_loss(
         self, model: Any, conditioning: Any, latent: Any, draws: int = 16, predicts: str = "flow"
@@ -61,7 +92,9 @@ class Pack:
             def sample(self, wrap, sigmas, extra_args, callback, noise, latent_image, *_):
                 sampling = wrap.inner_model.model_sampling
                 generator = torch.Generator().manual_seed(1234)
-                fixed = core.draw(sampling.sigmas, latent_image, draws, generator)
+                fixed = core.draw(
+                    sampling.sigmas, core.Photographs(latent_image), draws, generator
+                )
                 for one in fixed.split(1):
                     noisy = sampling.noise_scaling(
                         one.sigma.view(1, 1, 1, 1), one.noise, latent_image, False
@@ -104,19 +137,21 @@ class Pack:
         core = self.module.imagic_core
         before = self.sampled_loss(model, text, latent, draws, predicts)
         # As the node does it, but stopping to measure before the changes are handed over.
-        read = self.host.read_text("test", "text", text)
-        x0, _ = self.host.read_image("test", model, latent)
+        read = self.host.read_sentence("text", text)
+        photographs = self.host.read_photographs(model, latent)
         with torch.inference_mode():
             changes = self.host.new_changes(model, method, 8, 4.0, 0)
-            with self.host.training(model, x0, read, changes) as (denoiser, x0):
+            with self.host.trainable(model, photographs, read, changes) as (denoiser, photographs):
                 settings = core.fit.Settings(steps, rate, 0, batch_size, batch_size)
                 core.finetune.finetune_model(
-                    denoiser, x0, read.embedding, changes, settings, lambda _: None
+                    denoiser, photographs, read.embedding, changes, settings, lambda _: None
                 )
                 fixed = core.objective.draw(
-                    denoiser.sigmas, x0, draws, torch.Generator().manual_seed(1234)
+                    denoiser.sigmas, photographs, draws, torch.Generator().manual_seed(1234)
                 )
-                ended = core.objective.mean_loss(denoiser, x0, read.embedding, fixed)
+                ended = mean_loss(
+                    core.objective, denoiser, photographs, read.embedding, fixed
+                )
             tuned = self.host.apply_lora(model, self.host.changes_to_lora(changes))
         handed_over = self.sampled_loss(tuned, text, latent, draws, predicts)
         assert self.sampled_loss(model, text, latent, draws, predicts) == before
@@ -170,6 +205,12 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 
     comfy.model_management.unload_all_models()
     return {k: v.clone() for k, v in model.model.state_dict().items()}
+
+
+def apart(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> float:
+    """Norm of the difference of what was found, taken as one vector, in that of the expected."""
+    a, b = (torch.cat([t.flatten() for t in tensors]) for tensors in (found, expected))
+    return float((a - b).norm() / b.norm())
 
 
 def snapshot(*values: Any) -> SimpleNamespace:

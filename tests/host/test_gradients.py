@@ -32,14 +32,15 @@ def slope(loss: Callable[[Tensor], float], at: Tensor, direction: Tensor, step: 
 def test_gradient_is_the_slope_of_the_loss(pack, loaded):
     family, model = loaded
     host, core = imagic.Pack(pack).host, pack.imagic_core.objective
-    text = host.read_text("test", "text", kinds.conditioning(family, seed=1))
-    x0, _ = host.read_image("test", model, kinds.latent(family, seed=2))
-    with host.training(model, x0, text, compute_dtype=torch.float64) as (denoiser, x0):
-        draws = core.draw(denoiser.sigmas, x0, 2, torch.Generator().manual_seed(3))
+    text = host.read_sentence("text", kinds.conditioning(family, seed=1))
+    image = host.read_photographs(model, kinds.latent(family, seed=2))
+    with host.trainable(model, image, text, compute_dtype=torch.float64) as (denoiser, image):
+        draws = core.draw(denoiser.sigmas, image, 2, torch.Generator().manual_seed(3))
 
         def loss(*tensors: Tensor) -> Tensor:
             denoiser.passes = 0  # the same noise on an upscaler's low-resolution picture
-            return core.reconstruction_loss(denoiser, x0, core.Embedding(*tensors), draws)[0]
+            e = core.Embedding(*tensors)
+            return core.reconstruction_loss(denoiser, image, e, draws)[0].mean()
 
         leaves = [tensor.double().requires_grad_() for tensor in text.embedding.tensors()]
         loss(*leaves).backward()

@@ -72,7 +72,7 @@ def draws(pack, model):
     """The (t, eps) of every step, drawn as the pack draws them."""
     generator = torch.Generator().manual_seed(SEED)
     sigmas = model.model.model_sampling.sigmas
-    image = torch.zeros(1, 4, 8, 8)
+    image = pack.imagic_core.objective.Photographs(torch.zeros(1, 4, 8, 8))
     with torch.inference_mode(False):
         drawn = [
             pack.imagic_core.objective.draw(

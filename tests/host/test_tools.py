@@ -358,16 +358,21 @@ def test_the_graph_tells_where_an_edit_comes_from(nodes):
         },
         "9": {"class_type": "ModelSamplingSD3", "inputs": {"shift": 3.0, "model": ["1", 0]}},
     }
-    learned_from = nodes.module.nodes.save_edit.learned_from
-    assert learned_from(prompt, "5") == {
+    from comfy_execution.graph import DynamicPrompt
+
+    learned_from = nodes.module.nodes.graph.learned_from
+    graph = DynamicPrompt(prompt)
+    assert learned_from(graph, "5") == {
         "ImagicOptimizeEmbedding": {"steps": 5},
         "ImagicFinetuneModel": {"seed": 3},
         "sentence": "a sitting dog",
         "base_name": "sd.safetensors",
     }
-    assert learned_from(None, None) == {} == learned_from(prompt, "77")
+    assert learned_from(None, None) == {} == learned_from(graph, "77")
+    prompt["5"]["inputs"]["target"] = imagic.conditioning()  # as a node may that adds others
+    assert "sentence" not in learned_from(graph, "5")
     prompt["1"]["inputs"]["model"] = ["9", 0]  # a circle
-    assert "base_name" not in learned_from(prompt, "5")
+    assert "base_name" not in learned_from(graph, "5")
 
 
 def node(kind: str, **inputs):
@@ -468,14 +473,19 @@ def edit_about(file: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def score(nodes):
-    return nodes.module.nodes.score_edits
+def measures(nodes):
+    return nodes.module.nodes.scoring.measures
+
+
+@pytest.fixture(scope="module")
+def recommend(nodes):
+    return nodes.module.nodes.scoring.recommend.recommend
 
 
 @pytest.fixture
-def without_lpips(score, monkeypatch):
+def without_lpips(measures, monkeypatch):
     """As on a machine that has no LPIPS."""
-    monkeypatch.setattr(score, "lpips_network", lambda: None)
+    monkeypatch.setattr(measures, "lpips_network", lambda: None)
 
 
 @pytest.fixture
@@ -492,40 +502,40 @@ def sweep(photograph: torch.Tensor, etas: list[float]) -> list[torch.Tensor]:
 ETAS = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-def test_ssim_is_one_for_the_same_picture_and_falls_with_the_distance(score, photograph):
-    scores = [score.ssim(p, photograph).item() for p in sweep(photograph, ETAS)]
+def test_ssim_is_one_for_the_same_picture_and_falls_with_the_distance(measures, photograph):
+    scores = [measures.ssim(p, photograph).item() for p in sweep(photograph, ETAS)]
     assert scores[0] == pytest.approx(1, abs=1e-5)
     assert scores == sorted(scores, reverse=True) and scores[-1] < 0.2
 
 
-def test_ssim_agrees_with_its_definition_on_constants(score):
+def test_ssim_agrees_with_its_definition_on_constants(measures):
     expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
-    assert score.ssim(flat(0.2), flat(0.6)).item() == pytest.approx(expected, rel=1e-4)
+    assert measures.ssim(flat(0.2), flat(0.6)).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_ssim_of_pictures_smaller_than_its_window(score):
+def test_ssim_of_pictures_smaller_than_its_window(measures):
     tiny = torch.rand(1, 4, 6, 3)
-    assert score.ssim(tiny, tiny).item() == pytest.approx(1, abs=1e-4)
+    assert measures.ssim(tiny, tiny).item() == pytest.approx(1, abs=1e-4)
 
 
-def test_the_balance_of_both_curves_is_recommended(score):
+def test_the_balance_of_both_curves_is_recommended(recommend):
     faithful, aligned = [0.95, 0.93, 0.9, 0.6, 0.5], [0.2, 0.21, 0.29, 0.295, 0.3]
-    choice = score.recommend(ETAS, faithful, aligned)
+    choice = recommend(ETAS, faithful, aligned)
     assert (choice.best, choice.low, choice.high) == (2, 2, 2)
-    wide = score.recommend(ETAS, [0.9, 0.8, 0.75, 0.74, 0.3], [0.1, 0.2, 0.27, 0.28, 0.3])
+    wide = recommend(ETAS, [0.9, 0.8, 0.75, 0.74, 0.3], [0.1, 0.2, 0.27, 0.28, 0.3])
     assert (wide.low, wide.best, wide.high) == (2, 2, 3)
 
 
-def test_without_text_the_first_after_the_steepest_fall_is_recommended(score):
-    choice = score.recommend(ETAS, [0.95, 0.93, 0.9, 0.6, 0.55], None)
+def test_without_text_the_first_after_the_steepest_fall_is_recommended(recommend):
+    choice = recommend(ETAS, [0.95, 0.93, 0.9, 0.6, 0.55], None)
     assert (choice.low, choice.best, choice.high) == (3, 3, 4)
     assert "text was not looked at" in choice.rule
-    risen = score.recommend(ETAS, [0.5, 0.6, 0.6, 0.7, 0.8], None)
+    risen = recommend(ETAS, [0.5, 0.6, 0.6, 0.7, 0.8], None)
     assert risen.best == 2, "where nothing falls, the flattest place"
 
 
-def test_it_says_when_no_picture_fits_the_text_better(score):
-    rule = score.recommend(ETAS, [0.9, 0.8, 0.7, 0.6, 0.5], [0.3, 0.29, 0.28, 0.27, 0.26]).rule
+def test_it_says_when_no_picture_fits_the_text_better(recommend):
+    rule = recommend(ETAS, [0.9, 0.8, 0.7, 0.6, 0.5], [0.3, 0.29, 0.28, 0.27, 0.26]).rule
     assert "no picture fits the text better than the one at eta 0" in rule
 
 
@@ -544,6 +554,15 @@ def test_scores_of_a_sweep_in_any_order(nodes, without_lpips, photograph):
     assert nodes.call("ImagicScoreEdits", *args)[2] == eta
 
 
+def test_the_numbers_of_the_table_go_out_beside_it(nodes, without_lpips, photograph):
+    told = nodes.nodes["ImagicScoreEdits"].execute(sweep(photograph, ETAS), [photograph], ETAS)
+    (numbers,) = told.ui["scores"]
+    numbers = json.loads(numbers)
+    assert numbers["etas"] == ETAS and list(numbers["measures"]) == ["SSIM"]
+    rows = [line.split() for line in told.result[1].splitlines()[1:6]]
+    assert [f"{value:.4f}" for value in numbers["measures"]["SSIM"]] == [row[1] for row in rows]
+
+
 def test_a_photograph_of_another_size_is_compared_at_the_pictures_size(nodes, without_lpips):
     smooth = torch.linspace(0, 1, 96).view(1, 1, 96, 1).expand(1, 72, 96, 3)
     small = torch.linspace(0, 1, 64).view(1, 1, 64, 1).expand(1, 48, 64, 3)
@@ -552,7 +571,7 @@ def test_a_photograph_of_another_size_is_compared_at_the_pictures_size(nodes, wi
 
 
 def test_lpips_is_used_only_when_nothing_must_be_downloaded(
-    nodes, score, photograph, monkeypatch, tmp_path
+    measures, photograph, monkeypatch, tmp_path
 ):
     class Lpips(torch.nn.Module):
         def __init__(self, net, verbose):
@@ -567,17 +586,17 @@ def test_lpips_is_used_only_when_nothing_must_be_downloaded(
         "lpips": SimpleNamespace(LPIPS=Lpips),
         "torchvision.models": SimpleNamespace(AlexNet_Weights=weights),
     }
-    monkeypatch.setattr(score.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(score.importlib, "import_module", modules.__getitem__)
+    monkeypatch.setattr(measures.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(measures.importlib, "import_module", modules.__getitem__)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     pictures = sweep(photograph, ETAS)
-    assert score.fidelity(pictures, photograph)[0] == "SSIM"
+    assert measures.fidelity(pictures, photograph)[0] == "SSIM"
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "net-1.pth").write_bytes(b"")
-    name, values = score.fidelity(pictures, photograph)
+    name, values = measures.fidelity(pictures, photograph)
     assert name == "1 - LPIPS" and values[0] == 1 and values == sorted(values, reverse=True)
-    monkeypatch.setattr(score.importlib.util, "find_spec", lambda name: None)
-    assert score.lpips_network() is None
+    monkeypatch.setattr(measures.importlib.util, "find_spec", lambda name: None)
+    assert measures.lpips_network() is None
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from talk.api import Prompt
 
 from tedbench.protocol import Protocol
 
-SEEN, SCORES = "seen", "scores"
+SEEN, SCORED = "seen", "scored"
 NEEDED = (
     "BasicScheduler", "CLIPLoader", "CLIPTextEncode", "CLIPVisionLoader", "CheckpointLoaderSimple",
     "FlipSigmas", "ImageBatch", "ImageScale", "ImagicEtaSweep", "ImagicFinetuneModel",
@@ -138,9 +138,10 @@ def _ddib(protocol: Protocol) -> Prompt:
 
 
 def score_prompt(protocol: Protocol, photograph: str, text: str, pictures: list[str]) -> Prompt:
-    """Score the photograph as it is and all pictures of an edit; the table is at ``SCORES``.
+    """Score the photograph as it is and all pictures of an edit, in this order, at ``SCORED``.
 
-    Imagic Score Edits numbers what it scores by eta; here the numbers only keep the order.
+    Imagic Score Edits orders what it scores by eta. Only Imagic Eta Sweep makes a list of numbers
+    for it on every ComfyUI, so one that is not sampled gives them: here they are only the order.
 
     Args:
         protocol: of the run.
@@ -167,6 +168,7 @@ def score_prompt(protocol: Protocol, photograph: str, text: str, pictures: list[
         prompt["vision"] = _node("CLIPVisionLoader", clip_name=protocol.clip)
         prompt["clip"] = _node("CLIPLoader", clip_name=protocol.clip, type="stable_diffusion")
         scored["inputs"] |= {"clip_vision": ["vision", 0], "clip": ["clip", 0], "text": text}
-    prompt["scored"] = scored
-    prompt[SCORES] = _node("PreviewAny", source=["scored", 1])
+    prompt[SCORED] = scored
+    # Nothing is run that no node puts out.
+    prompt["table"] = _node("PreviewAny", source=[SCORED, 1])
     return prompt

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
+import uuid
 from typing import Any
 
 from tedbench.benchmark import Edit
 from tedbench.page import BASELINES, OURS
-from tedbench.prompts import SCORES, score_prompt
+from tedbench.prompts import SCORED, score_prompt
 from tedbench.protocol import METHODS, Protocol
-from tedbench.servers import Worker
+from tedbench.servers import JobFailed, Worker
 from tedbench.store import Store, write
 
 Row = dict[str, Any]
@@ -22,12 +22,20 @@ class ScoresDiffer(Exception):
     """Edits were scored by different measures, of which no mean can be taken."""
 
 
-def parse(table: str) -> list[dict[str, float]]:
-    """The rows of Imagic Score Edits' table: each measure's value by its name."""
-    head, *lines = table.split("\n\n")[0].splitlines()
-    names = re.split(r"\s{2,}", head.strip())[1:]
-    values = [line.removesuffix("<- recommended").split()[1:] for line in lines]
-    return [dict(zip(names, map(float, row), strict=True)) for row in values]
+def read(outputs: dict[str, Any]) -> list[dict[str, float]]:
+    """What Imagic Score Edits measured, to four decimals: a picture's values by measure, in order.
+
+    Raises:
+        JobFailed: the node of another version of the pack, which does not send its numbers.
+    """
+    (sent,) = outputs.get(SCORED, {}).get("scores") or [None]
+    if sent is None:
+        raise JobFailed("Imagic Score Edits sent no numbers: another version of the pack?")
+    measures = json.loads(sent)["measures"]
+    return [
+        {name: round(value, 4) for name, value in zip(measures, row, strict=True)}
+        for row in zip(*measures.values(), strict=True)
+    ]
 
 
 def score(server: Worker, store: Store, protocol: Protocol, edit: Edit) -> None:
@@ -46,11 +54,12 @@ def score(server: Worker, store: Store, protocol: Protocol, edit: Edit) -> None:
         server.lend(store.picture(edit.name, method, setting).read_bytes(), f"{sha}.png")
         for method, setting, sha in pictures
     ]
-    photograph = server.lend(edit.picture.read_bytes(), f"photograph{edit.picture.suffix}")
+    # A name of its own: of what a server has in its cache, it does not send the numbers again.
+    name = f"{uuid.uuid4().hex}{edit.picture.suffix}"
+    photograph = server.lend(edit.picture.read_bytes(), name)
     prompt = score_prompt(protocol, photograph, edit.text, lent)
     outputs, _ = server.wait(server.submit(prompt))
-    rows = parse(outputs[SCORES]["text"][0])
-    store.keep_scores(edit.name, {"pictures": pictures, "rows": rows})
+    store.keep_scores(edit.name, {"pictures": pictures, "rows": read(outputs)})
 
 
 def means(store: Store, protocol: Protocol) -> dict[str, Any]:

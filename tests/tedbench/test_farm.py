@@ -91,10 +91,10 @@ class StandIn(ThreadingHTTPServer):
         for node, one in prompt.items():
             if one["class_type"] == "PreviewImage":
                 made[node] = {"images": [{"filename": node, "subfolder": "", "type": "temp"}]}
-            if one["class_type"] == "PreviewAny":
+            if one["class_type"] == "ImagicScoreEdits":
                 count = prompt["numbers"]["inputs"]["count"]
-                rows = "".join(f"{i / count:<5g}  {1 - i / 100:10.4f}\n" for i in range(count))
-                made[node] = {"text": [f"eta          SSIM\n{rows}\nRule: none."]}
+                measures = {"SSIM": [1 - i / 100 for i in range(count)]}
+                made[node] = {"scores": [json.dumps({"measures": measures})]}
         return made
 
 

@@ -15,7 +15,6 @@ from machine.environment import TESTS
 from machine.host_process import Server
 from PIL import Image
 
-from tedbench import scores
 from tedbench.page import load_key
 from tedbench.prompts import score_prompt
 from tedbench.protocol import METHODS, load
@@ -146,13 +145,15 @@ def test_page_is_made_of_what_was_run(finished: Path) -> None:
     assert len(list((finished / "page" / "pictures").glob("*.png"))) == 12
 
 
-def test_the_nodes_own_table_is_read(pack) -> None:
-    node = pack.nodes.score_edits
-    etas, curves = [0.0, 0.5, 1.0], {"1 - LPIPS": [1, 0.5, 0.25], "CLIP score": [0.2, -0.1, 0.3]}
-    text = node.table(etas, curves, node.recommend(etas, *curves.values()))
-    assert scores.parse(text) == [
-        {name: values[i] for name, values in curves.items()} for i in range(3)
-    ]
+def test_what_was_scored_is_scored_again_the_same(
+    finished: Path, server: Server, tiny_checkpoint: Path
+) -> None:
+    """The server has it all in its cache, from where it does not send the numbers."""
+    before = {f: f.read_bytes() for f in (finished / "scores").iterdir()}
+    for file in before:
+        file.unlink()
+    run(finished.parent / "tedbench", finished, server, tiny_checkpoint)
+    assert {f: f.read_bytes() for f in (finished / "scores").iterdir()} == before
 
 
 def test_scoring_with_clip_is_wired_as_the_server_wants_it(

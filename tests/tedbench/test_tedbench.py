@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin
 from tedbench import answers, benchmark, curves, page, prompts, protocol, scores, store
 from tedbench.benchmark import BenchmarkError, Edit
 from tedbench.protocol import METHODS, Protocol, ProtocolError
+from tedbench.servers import JobFailed
 from tedbench.store import Store
 
 RUN = Protocol(
@@ -270,15 +271,17 @@ def score_all(kept: Store, measures=("SSIM",)) -> None:
         kept.keep_scores(name, {"pictures": pictures, "rows": rows})
 
 
-def test_table_of_the_node_is_read() -> None:
-    table = (
-        "eta    1 - LPIPS  CLIP score\n0          1.0000      0.2100\n"
-        "0.5        0.5123     -0.0150  <- recommended\n\nRule: ...\nThis only recommends"
-    )
-    assert scores.parse(table) == [
+def test_numbers_of_the_node_are_read_in_order() -> None:
+    sent = {"etas": [0, 0.5], "measures": {"1 - LPIPS": [1, 0.51234], "CLIP score": [0.21, -0.015]}}
+    assert scores.read({prompts.SCORED: {"scores": [json.dumps(sent)]}}) == [
         {"1 - LPIPS": 1.0, "CLIP score": 0.21},
         {"1 - LPIPS": 0.5123, "CLIP score": -0.015},
     ]
+
+
+def test_a_node_that_sends_no_numbers_is_told() -> None:
+    with pytest.raises(JobFailed, match="sent no numbers"):
+        scores.read({"table": {"text": ["eta  SSIM"]}})
 
 
 def test_means_are_by_method_and_setting(kept: Store) -> None:

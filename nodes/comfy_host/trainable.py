@@ -14,34 +14,37 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ...imagic_core.edit import Sentence
+from ...imagic_core.objective import Photographs
+from ..errors import BadInputError
 from .denoiser import HostDenoiser
-from .sockets import Text
+from .sockets import Model
 
 string_to_seed = getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed
 
 
 @contextmanager
-def training(
-    model: Any,
-    x0: Tensor,
-    text: Text,
+def trainable(
+    model: Model,
+    photographs: Photographs,
+    sentence: Sentence,
     changes: Mapping[str, torch.nn.Module] | None = None,
     *,
     compute_dtype: torch.dtype | None = None,
-    save_memory: bool = False,
-) -> Iterator[tuple[HostDenoiser, Tensor]]:
+    recompute: bool = False,
+) -> Iterator[tuple[HostDenoiser, Photographs]]:
     """Load the model for training; on exit, whatever happened, it is as it was.
 
     Args:
         model: MODEL; it is cloned.
-        x0: [B, C, ...] the photographs' latents.
-        text: the conditioning whose other entries the model is given.
+        photographs: what is to be learned.
+        sentence: the model is given its other entries.
         changes: state dict key -> module that maps that weight to the changed weight.
         compute_dtype: number format to compute in; None is the model's own.
-        save_memory: recompute each block in the backward pass instead of keeping it.
+        recompute: pass each block once more in the backward pass instead of keeping it.
 
     Yields:
-        The denoiser with the changes applied, and x0 on the model's device.
+        The denoiser with the changes applied, and the photographs on the model's device.
     """
     patcher = _trainable_clone(model)
     if compute_dtype is not None:
@@ -60,31 +63,31 @@ def training(
         undo.enter_context(torch.random.fork_rng(devices=[]))
         undo.enter_context(_frozen_weights(patcher.model))
         undo.enter_context(_norms_on_copies(patcher.model))
-        if save_memory:
+        if recompute:
             undo.enter_context(_checkpointed(patcher.model.diffusion_model))
         if changes:
             undo.enter_context(_changed_weights(patcher, changes))
-        x0 = x0.to(patcher.load_device)
+        photographs = photographs.to(patcher.load_device)
         dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
-        yield HostDenoiser(patcher, x0, text.options, dtype), x0
+        yield HostDenoiser(patcher, photographs.x0, sentence.options, dtype), photographs
 
 
-def check_trainable(node: str, model: Any) -> None:
+def check_trainable(model: Model) -> None:
     """Refuse a model whose weights cannot pass a gradient on.
 
     Raises:
-        ValueError: they are quantised.
+        BadInputError: they are quantised.
     """
     for name, weight in model.model.diffusion_model.named_parameters():
         if type(weight.data) is not Tensor or not weight.is_floating_point():
-            raise ValueError(
-                f"{node}: 'model' is quantised ({name} is a {type(weight.data).__name__} of "
+            raise BadInputError(
+                f"'model' is quantised ({name} is a {type(weight.data).__name__} of "
                 f"{weight.dtype}), which no gradient passes; load the model in float32, float16, "
                 "bfloat16 or plain float8 instead."
             )
 
 
-def _trainable_clone(model: Any) -> Any:
+def _trainable_clone(model: Model) -> Model:
     """A clone with its weights in ordinary memory: dynamic weights are views that may vanish."""
     is_dynamic = getattr(model, "is_dynamic", None)
     if is_dynamic is not None and is_dynamic():
@@ -198,7 +201,7 @@ def _copied(value: Any) -> Any:
 
 
 @contextmanager
-def _changed_weights(patcher: Any, changes: Mapping[str, torch.nn.Module]) -> Iterator[None]:
+def _changed_weights(patcher: Model, changes: Mapping[str, torch.nn.Module]) -> Iterator[None]:
     """Pass weights through their changes in every forward, as the host does with its wrappers."""
     before: list[tuple[torch.nn.Module, str, bool, list[Any]]] = []
     try:

@@ -1,0 +1,177 @@
+"""LORA_MODEL: what stage B learned in ComfyUI's key names, which only this module knows.
+
+======================================  ===================================================
+``LAYER.lora_up.weight``                [out, r] of a low-rank change of ``LAYER.weight``
+``LAYER.lora_down.weight``              [r, in x kernel] of the same
+``LAYER.alpha``                         a number; the change counts alpha / r times
+``LAYER.diff``, ``LAYER.diff_b``        difference of ``LAYER.weight``, ``LAYER.bias``
+======================================  ===================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any
+
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ...imagic_core.finetune import Difference
+from ..errors import BadInputError
+from .sockets import Model
+
+Lora = Mapping[str, Tensor]
+
+UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
+DIFF, DIFF_BIAS = ".diff", ".diff_b"
+HALF_ERROR = 1e-3
+"""Relative error by which a matrix may change in float16; ordinary numbers change by 3e-4."""
+
+
+def layer_of(key: str) -> tuple[str, str]:
+    """A key as the layer that it changes, and its ending, which is empty where there is none."""
+    for part in (UP, DOWN, ALPHA, DIFF, DIFF_BIAS):
+        if key.endswith(part):
+            return key.removesuffix(part), part
+    return key, ""
+
+
+def changes_to_lora(changes: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]:
+    """Trained changes (state dict key -> module) as a LORA_MODEL, float32 on the CPU."""
+    lora: dict[str, Tensor] = {}
+    for key, change in changes.items():
+        layer, name = key.rsplit(".", 1)
+        if isinstance(change, Difference):
+            lora[layer + (DIFF if name == "weight" else DIFF_BIAS)] = change.difference
+        else:
+            lora.update((f"{layer}.{part}", p) for part, p in change.named_parameters())
+    return {name: p.detach().float().cpu().contiguous() for name, p in lora.items()}
+
+
+def apply_lora(model: Model, lora: Lora, strength: float = 1.0) -> Model:
+    """A fresh clone of MODEL with the LORA_MODEL added by the host's own loader."""
+    with torch.inference_mode(False):
+        return comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0)[0]
+
+
+def rounded(lora: Lora) -> dict[str, Tensor]:
+    """The LORA_MODEL in the number formats that a file keeps it in, on the CPU.
+
+    Low-rank matrices become float16 unless that would change them by more than ``HALF_ERROR``.
+    Differences stay in float32: they are far smaller than float16 resolves.
+    """
+    return {key: _halved(key, tensor.detach().cpu()) for key, tensor in lora.items()}
+
+
+def _halved(key: str, tensor: Tensor) -> Tensor:
+    exact, half = tensor.float(), tensor.half()
+    if not key.endswith((UP, DOWN)):
+        return exact
+    error = (half.float() - exact).norm()
+    return half if error <= HALF_ERROR * exact.norm() else exact
+
+
+def check_lora(shapes: Mapping[str, tuple[int, ...]], lora: Lora) -> None:
+    """Compare a LORA_MODEL with the weights of a model.
+
+    Args:
+        shapes: state dict key -> shape, see ``weight_shapes``.
+        lora: what is wired or was read.
+
+    Raises:
+        BadInputError: a tensor has no place in the model, or not its shape; the message says what
+            it has and what the model has there, and not where it came from.
+    """
+    if not lora:
+        raise BadInputError("has no weights")
+    for key, tensor in lora.items():
+        layer, part = layer_of(key)
+        shape = shapes.get(f"{layer}.{'bias' if part == DIFF_BIAS else 'weight'}")
+        if shape is None or not part or not _fits(lora, layer, part, shape):
+            raise BadInputError(
+                f"has {key!r:.120} of shape {tuple(tensor.shape)}, the model has there "
+                f"{'nothing' if shape is None else shape}"
+            )
+
+
+def _fits(lora: Lora, layer: str, part: str, shape: tuple[int, ...]) -> bool:
+    if part in (DIFF, DIFF_BIAS):
+        return tuple(lora[layer + part].shape) == shape
+    up, down = lora.get(layer + UP), lora.get(layer + DOWN)
+    if up is None or down is None or min(up.ndim, down.ndim, len(shape)) < 2:
+        return False
+    if part == ALPHA:
+        return lora[layer + part].numel() == 1
+    out, rank = up.flatten(1).shape
+    return (out, rank, down[0].numel()) == (shape[0], len(down), prod(shape[1:]))
+
+
+def has_lora(model: Model, lora: Lora) -> bool:
+    """Whether a tensor of the LORA_MODEL is among the patches of MODEL already."""
+    for key, tensor in lora.items():
+        layer, part = layer_of(key)
+        if part not in (UP, DIFF):
+            continue
+        for patch in model.patches.get(f"{layer}.weight", ()):
+            if any(t is tensor or torch.equal(t, tensor) for t in patch_tensors(patch[1])):
+                return True
+    return False
+
+
+def patch_tensors(patch: Any) -> Iterator[Tensor]:
+    """The tensors in a patch of the host's."""
+    if isinstance(patch, Tensor):
+        yield patch
+    elif isinstance(patch, list | tuple):
+        for one in patch:
+            yield from patch_tensors(one)
+    elif hasattr(patch, "weights"):
+        yield from patch_tensors(patch.weights)
+
+
+# ---- parts of the network -------------------------------------------------------------------
+
+
+def lora_by_part(model: Model, lora: Lora) -> dict[str, dict[str, Tensor]]:
+    """Split a LORA_MODEL into the network's `encoder`, `middle` and `decoder`.
+
+    A U-Net has these by construction. Of a network that is one row of blocks, they are the first,
+    second and last third of the row. What comes before the blocks counts as encoder, what comes
+    after them as decoder.
+    """
+    network = model.model.diffusion_model
+    rows = [
+        f"diffusion_model.{path}.{i}."
+        for path, module in network.named_children()
+        if isinstance(module, torch.nn.ModuleList)
+        for i in range(len(module))
+    ]
+    is_unet = hasattr(network, "middle_block")
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "middle": {}, "decoder": {}}
+    after = {
+        f"diffusion_model.{path}."
+        for path in _children_after_blocks(network)
+        if not path.startswith("middle_block")
+    }
+    for key, tensor in lora.items():
+        place = next((i for i, row in enumerate(rows) if key.startswith(row)), None)
+        if key.startswith("diffusion_model.middle_block."):
+            part = "middle"
+        elif place is None:
+            part = "decoder" if any(key.startswith(path) for path in after) else "encoder"
+        elif is_unet:
+            part = (
+                "encoder" if rows[place].startswith("diffusion_model.input_blocks.") else "decoder"
+            )
+        else:
+            part = ("encoder", "middle", "decoder")[min(2, 3 * place // len(rows))]
+        parts[part][key] = tensor
+    return parts
+
+
+def _children_after_blocks(network: torch.nn.Module) -> list[str]:
+    names = [name for name, _ in network.named_children()]
+    lists = [n for n, m in network.named_children() if isinstance(m, torch.nn.ModuleList)]
+    return names[names.index(lists[-1]) + 1 :] if lists else []

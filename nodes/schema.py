@@ -1,0 +1,84 @@
+"""What the nodes' faces share: where they are listed, and the widgets of both trainings."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..imagic_core.fit import Settings
+from .train import DTYPES, RECIPES, SAVE_MEMORY
+
+CATEGORY = "Imagic"
+TOOLS = "Imagic/tools"
+
+
+def training_inputs(default: Settings, what: str) -> list[io.Input]:
+    """Inputs steps, learning_rate and seed, with the defaults and the subject of the stage."""
+    unit = ", as a share of its own size" if default.relative else ""
+    return [
+        io.Int.Input(
+            "steps",
+            default=default.steps,
+            min=1,
+            max=100_000,
+            tooltip=f"Training steps of {what}. More steps follow the photograph more closely.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=default.learning_rate,
+            min=0.0,
+            max=1.0,
+            step=1e-7,
+            round=False,
+            tooltip=f"Adam's step size for {what}{unit}. It falls evenly to 0 at the last step. "
+            "0 changes nothing.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**64 - 1,
+            # Not randomised after each run: another seed would train again for another eta.
+            control_after_generate=False,
+            tooltip="Seed of the noise and the timesteps. Same seed and inputs, same result.",
+        ),
+    ]
+
+
+def optional_training_inputs(default: Settings, paper: Settings) -> list[io.Input]:
+    """Inputs that a user may leave alone; ``paper`` is the stage's recipe in the paper."""
+    return [
+        io.Combo.Input(
+            "recipe",
+            options=list(RECIPES),
+            default=RECIPES[0],
+            optional=True,
+            tooltip=f"paper: as the paper trains Stable Diffusion, {paper.steps} steps at "
+            f"{paper.learning_rate:g}, one draw each, and of the model all weights; what is set "
+            "here is ignored.",
+        ),
+        io.Int.Input(
+            "batch_size",
+            default=default.batch_size,
+            min=1,
+            max=256,
+            optional=True,
+            tooltip="Draws of noise averaged in each step. More is steadier, slower, and takes no "
+            "more memory.",
+        ),
+        io.Combo.Input(
+            "training_dtype",
+            options=list(DTYPES),
+            default="auto",
+            optional=True,
+            tooltip="Number format to compute in while training. auto is the model's own, so that "
+            "the result is exact when sampled. What is learned is always kept in float32.",
+        ),
+        io.Combo.Input(
+            "save_memory",
+            options=list(SAVE_MEMORY),
+            default="auto",
+            optional=True,
+            tooltip="Recompute the model's blocks in the backward pass instead of keeping them: "
+            "less memory, about a third slower, same result. auto does so when memory runs out.",
+        ),
+    ]

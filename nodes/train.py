@@ -1,0 +1,179 @@
+"""How a training node runs its stage: what is wired, read once, and a run within the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import comfy.model_management
+import torch
+
+from ..imagic_core.edit import Sentence
+from ..imagic_core.fit import Progress, Settings
+from ..imagic_core.objective import Embedding, Photographs
+from . import comfy_host
+from .errors import BadInputError, OutOfMemoryError
+from .progress import Reporter
+
+Result = TypeVar("Result")
+Changes = dict[str, torch.nn.Module]
+
+RECIPES = ("as set", "paper")
+DTYPES = {
+    "auto": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+SAVE_MEMORY = {"auto": (False, True), "on": (True,), "off": (False,)}
+"""Choice -> whether to recompute blocks, attempt by attempt while the memory does not suffice."""
+
+LATENT_PLACES_AT_ONCE = 64 * 64  # one picture of 512 px in an 8x autoencoder
+
+
+@dataclass(frozen=True)
+class Wires:
+    """What is wired to a training node.
+
+    Attributes:
+        model: MODEL; it is left as it is.
+        socket: name of the CONDITIONING's input, for errors.
+        sentence: what that input holds.
+        photographs: what is to be learned, scaled as the model wants it.
+    """
+
+    model: comfy_host.Model
+    socket: str
+    sentence: Sentence
+    photographs: Photographs
+
+
+def read_wires(
+    model: comfy_host.Model,
+    socket: str,
+    conditioning: comfy_host.Conditioning,
+    image: comfy_host.Latent,
+) -> Wires:
+    """Read and check what is wired to a training node.
+
+    Raises:
+        BadInputError: something cannot be used; the message says what to do.
+    """
+    comfy_host.check_trainable(model)
+    sentence = comfy_host.read_sentence(socket, conditioning)
+    return Wires(model, socket, sentence, comfy_host.read_photographs(model, image))
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to train: the stage's settings, and how to compute.
+
+    Attributes:
+        settings: how long and how hard; as many draws at once as fit a picture of 512 px.
+        training_dtype: one of ``DTYPES``.
+        save_memory: one of ``SAVE_MEMORY``.
+    """
+
+    settings: Settings
+    training_dtype: str
+    save_memory: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a stage works on, on the model's device.
+
+    Attributes:
+        denoiser: the model, with ``changes`` applied to its weights.
+        photographs: what is to be learned.
+        embedding: of the sentence that is wired.
+        changes: of the weights, state dict key -> module; empty where the model stays as it is.
+        settings: how long and how hard to train.
+        on_step: reports a step, and raises when the user cancels.
+    """
+
+    denoiser: comfy_host.HostDenoiser
+    photographs: Photographs
+    embedding: Embedding
+    changes: Changes
+    settings: Settings
+    on_step: Callable[[Progress], None]
+
+
+def train(
+    wires: Wires,
+    run: Run,
+    stage: Callable[[Session], Result],
+    new_changes: Callable[[], Changes] = dict,
+) -> Result:
+    """Run a stage on what is wired.
+
+    Args:
+        wires: from ``read_wires``.
+        run: how to train.
+        stage: trains, and returns what the node needs; called again if the memory did not suffice.
+        new_changes: makes the untrained changes of the weights, for each call of ``stage``.
+
+    Raises:
+        BadInputError: the conditioning does not fit the model.
+        OutOfMemoryError: the memory does not suffice even with recomputed blocks.
+    """
+    at_once = max(1, LATENT_PLACES_AT_ONCE // wires.photographs.x0[0, 0].numel())
+    settings = replace(run.settings, micro_batch=min(run.settings.batch_size, at_once))
+
+    # A function of its own, so that nothing of a failed attempt lives on into the next.
+    def attempt(recompute: bool) -> Result:
+        changes = new_changes()
+        with comfy_host.trainable(
+            wires.model,
+            wires.photographs,
+            wires.sentence,
+            changes,
+            compute_dtype=DTYPES[run.training_dtype],
+            recompute=recompute,
+        ) as (denoiser, photographs):
+            embedding = comfy_host.to_device(wires.sentence.embedding, photographs.x0.device)
+            check_fits(wires.socket, denoiser, photographs, embedding)
+            reporter = Reporter(wires.model, settings.steps)
+            return stage(Session(denoiser, photographs, embedding, changes, settings, reporter))
+
+    for recompute in SAVE_MEMORY[run.save_memory]:
+        try:
+            return attempt(recompute)
+        except torch.OutOfMemoryError:
+            comfy_host.LOGGER.info("out of memory, recompute blocks: %s", recompute)
+        # Not before the exception is gone, whose traceback holds all that the attempt had made.
+        comfy.model_management.soft_empty_cache()
+    raise OutOfMemoryError(
+        "not enough memory. Use a smaller picture, method 'lora' with a lower rank, "
+        "save_memory 'on', or a model in a smaller number format."
+    )
+
+
+def check_fits(
+    socket: str,
+    denoiser: comfy_host.HostDenoiser,
+    photographs: Photographs,
+    embedding: Embedding,
+) -> None:
+    """Pass the photograph through the model once, before the long work starts.
+
+    Raises:
+        BadInputError: the conditioning does not fit the model.
+    """
+    x0 = photographs.x0[:1]
+    try:
+        with torch.no_grad():
+            sigma = denoiser.sigmas[-1:]
+            denoiser.predict(denoiser.add_noise(x0, x0, sigma), sigma, embedding)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
+        pooled = None if embedding.pooled is None else tuple(embedding.pooled.shape)
+        raise BadInputError(
+            f"the model cannot take '{socket}' with tokens {tuple(embedding.tokens.shape)} "
+            f"and pooled vector {pooled} beside the latent {tuple(photographs.x0.shape)}; connect "
+            "the text encoder and the VAE that belong to this model. The model said: "
+            f"{error}"
+        ) from error
