@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from core.losses import mean_loss
 from families import kinds
-from losses import mean_loss
 
 Result = tuple[Any, ...]
 
