@@ -18,7 +18,6 @@ in tests/miniature/edits.py; a checkpoint other than the miniature needs its own
 
 import argparse
 import dataclasses
-import importlib.util
 import itertools
 import json
 import os
@@ -27,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +34,7 @@ from PIL import Image
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-from machine.pack_in_host import load_pack  # noqa: E402
+from machine import in_process  # noqa: E402
 from miniature import build, metrics  # noqa: E402
 
 from benchmarks import living  # noqa: E402
@@ -56,10 +54,12 @@ class Host:
 
     def __init__(self, comfyui: Path, checkpoint: Path, only_living: bool = False) -> None:
         """Import the host, load the pack as the host does, and the checkpoint with its loader."""
-        self.pack = load_pack(comfyui)
+        import torch
+
+        in_process.start(comfyui, Path(tempfile.mkdtemp()), cpu=not torch.cuda.is_available())
+        self.pack = in_process.load_pack()
         import comfy.samplers
         import folder_paths
-        import torch
 
         import nodes
 
@@ -281,17 +281,6 @@ def _show(rows: dict[str, dict]) -> None:
         print(" | ".join([name.ljust(width), *cells]))
 
 
-def module_from(path: Path) -> ModuleType:
-    """Import a world from a file."""
-    spec = importlib.util.spec_from_file_location("benchmark_world", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"not a Python file: {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(host: Host, edit: Any, method: str, judge: Any) -> tuple[list[dict], list[np.ndarray]]:
     """One edit by one method: its figures for each seed, and the first's pictures for the sheet."""
     started = time.monotonic()
@@ -370,7 +359,7 @@ def main() -> None:
         parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     if arguments.living and arguments.checkpoint:
         parser.error("--living knows the miniature's own checkpoint only")
-    world = module_from(arguments.world)
+    world = in_process.import_file("benchmark_world", arguments.world)
     checkpoint = arguments.checkpoint or build.build(
         Path(tempfile.mkdtemp()) / "miniature.safetensors")
     host, judge = Host(arguments.comfyui, checkpoint, arguments.living), world.Judge()

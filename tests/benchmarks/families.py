@@ -25,7 +25,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 from families import kinds  # noqa: E402
-from machine.pack_in_host import load_pack  # noqa: E402
+from machine import in_process  # noqa: E402
 
 STEPS, BATCH, DRAWS = 8, 2, 4
 RATE_A = 2e-2
@@ -101,7 +101,12 @@ def main() -> None:
     if arguments.comfyui is None:
         parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    pack = load_pack(arguments.comfyui)
+    import torch
+
+    in_process.start(
+        arguments.comfyui, Path(tempfile.mkdtemp()), cpu=not torch.cuda.is_available()
+    )
+    pack = in_process.load_pack()
     for dtype in arguments.dtypes:
         for name in arguments.families:
             wanted = [m for m in arguments.methods if f"{name}/{m}/{dtype}" not in results]

@@ -21,9 +21,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from miniature import build  # noqa: E402
+from miniature import build, edits  # noqa: E402
 
-from benchmarks.counterfactual import TESTS, Host, module_from  # noqa: E402
+from benchmarks.counterfactual import Host  # noqa: E402
 
 BATCHES = (2, 4, 8)
 
@@ -71,7 +71,7 @@ def main() -> None:
     host = Host(arguments.comfyui, checkpoint, only_living=True)
     inside = importlib.import_module(f"{host.pack.__name__}.nodes.comfy_host")
     core = importlib.import_module(f"{host.pack.__name__}.imagic_core.objective")
-    edit = module_from(TESTS / "miniature" / "edits.py").edits(arguments.edit + 1)[arguments.edit]
+    edit = edits.edits(arguments.edit + 1)[arguments.edit]
 
     text = inside.read_sentence("text", host.say(edit.target_text))
     image = inside.read_photographs(host.model, host.encode(edit.source))
