@@ -37,7 +37,7 @@ COLUMNS = ("start", "after A", "after B", "returned MODEL")
 def rows(pack: ModuleType, name: str, dtype: str, methods: list[str]) -> dict[str, dict[str, Any]]:
     """Losses of one family in one number format, method by method."""
     import torch
-    from host import imagic
+    from machine import imagic
 
     nodes = imagic.Pack(pack)
     try:

@@ -7,8 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-
-from host import imagic
+from machine import imagic
 
 
 @pytest.fixture(scope="session")

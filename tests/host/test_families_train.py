@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from families import kinds
+from machine import imagic
 from machine.environment import REPOSITORY
-
-from host import imagic
 
 RATES = {"full": 1e-4, "lora": 2e-4}
 

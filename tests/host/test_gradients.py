@@ -10,9 +10,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from families import kinds
+from machine import imagic
 from torch import Tensor
-
-from host import imagic
 
 
 @pytest.fixture(scope="module", params=list(kinds.FAMILIES))

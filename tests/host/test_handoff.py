@@ -9,8 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import kinds
-
-from host import imagic
+from machine import imagic
 
 DTYPES = {
     "float32": torch.float32,

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from host import imagic
+from machine import imagic
 
 STEPS, BATCH, SEED = 20, 2, 11
 RATE_A, RATE_B = 1e-2, 1e-4

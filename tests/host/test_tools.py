@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from families import kinds
+from machine import imagic
 from machine.environment import REPOSITORY
 from machine.host_process import serve
 from PIL import Image
@@ -20,8 +21,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from talk.api import PromptRejected
 from talk.client import Client, PromptFailed
-
-from host import imagic
 
 
 def flat(value: float, count: int = 1, size: tuple[int, int] = (64, 48)) -> torch.Tensor:

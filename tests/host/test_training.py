@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from host import imagic
+from machine import imagic
 
 STEPS, RATE = 6, 1e-2
 RATES = {"full": 1e-4, "attention": 1e-3, "lora": 1e-3}
