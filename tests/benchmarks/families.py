@@ -18,14 +18,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+import torch
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 from families import kinds  # noqa: E402
-from machine import in_process  # noqa: E402
+from machine import imagic, in_process  # noqa: E402
 
 STEPS, BATCH, DRAWS = 8, 2, 4
 RATE_A = 2e-2
@@ -34,18 +35,16 @@ DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
 COLUMNS = ("start", "after A", "after B", "returned MODEL")
 
 
-def rows(pack: ModuleType, name: str, dtype: str, methods: list[str]) -> dict[str, dict[str, Any]]:
+def rows(
+    nodes: imagic.Pack, name: str, dtype: str, methods: list[str]
+) -> dict[str, dict[str, Any]]:
     """Losses of one family in one number format, method by method."""
-    import torch
-    from machine import imagic
-
-    nodes = imagic.Pack(pack)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            family, model = imagic.load_family(name, Path(folder), dtype=getattr(torch, dtype))
+            family, model = kinds.load(name, Path(folder), dtype=getattr(torch, dtype))
     except NotImplementedError as error:  # the host makes no x4 upscaler in float8
         return {method: {"not loaded": f"{error!s:.200}"} for method in methods}
-    predicts = imagic.PREDICTS[family.prediction]
+    predicts = family.predicts
     with torch.inference_mode():
         target, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
     if "noise_augmentation" in target[0][1]:
@@ -101,18 +100,16 @@ def main() -> None:
     if arguments.comfyui is None:
         parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    import torch
-
     in_process.start(
         arguments.comfyui, Path(tempfile.mkdtemp()), cpu=not torch.cuda.is_available()
     )
-    pack = in_process.load_pack()
+    nodes = imagic.Pack(in_process.load_pack())
     for dtype in arguments.dtypes:
         for name in arguments.families:
             wanted = [m for m in arguments.methods if f"{name}/{m}/{dtype}" not in results]
             if not wanted:
                 continue
-            for method, row in rows(pack, name, dtype, wanted).items():
+            for method, row in rows(nodes, name, dtype, wanted).items():
                 results[f"{name}/{method}/{dtype}"] = row
                 print(name, method, dtype, json.dumps(row), flush=True)
             importlib.import_module("comfy.model_management").unload_all_models()

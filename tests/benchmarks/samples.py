@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,9 +35,9 @@ KINDS = ("pose", "place", "accessory")
 
 def draw(host: Host, wanted: world.Attributes, seed: int, count: int) -> list[np.ndarray]:
     """`count` pictures of one sentence."""
-    nothing = {"samples": host.torch.zeros(count, 4, 16, 16)}
-    (out,) = host.nodes.common_ksampler(
-        host.model, seed, STEPS, GUIDANCE, "ddim", "normal", host.say(caption(wanted)),
+    nothing = {"samples": torch.zeros(count, 4, 16, 16)}
+    (out,) = host.pack.call(
+        "KSampler", host.model, seed, STEPS, GUIDANCE, "ddim", "normal", host.say(caption(wanted)),
         host.empty, nothing)
     return [host.decode({"samples": z[None]}) for z in out["samples"]]
 

@@ -9,7 +9,6 @@ variance is the trace of the covariance. The living channels of the network alon
 """
 
 import argparse
-import importlib
 import json
 import os
 import sys
@@ -69,23 +68,20 @@ def main() -> None:
         parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     checkpoint = build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors")
     host = Host(arguments.comfyui, checkpoint, only_living=True)
-    inside = importlib.import_module(f"{host.pack.__name__}.nodes.comfy_host")
-    core = importlib.import_module(f"{host.pack.__name__}.imagic_core.objective")
     edit = edits.edits(arguments.edit + 1)[arguments.edit]
-
-    text = inside.read_sentence("text", host.say(edit.target_text))
-    image = inside.read_photographs(host.model, host.encode(edit.source))
-    changes = inside.new_changes(host.model, "lora", 16, 16.0, 0)
+    pack, text, image = host.pack, host.say(edit.target_text), host.encode(edit.source)
+    changes = pack.host.new_changes(host.model, "lora", 16, 16.0, 0)
     parts = max(BATCHES)
     moments = {name: Moments(parts) for name in ("loss", "gradient A", "gradient B")}
-    with inside.trainable(host.model, image, text, changes) as (denoiser, image):
-        embedding = core.Embedding(*(t.clone().requires_grad_() for t in text.embedding.tensors()))
+    with pack.session(host.model, text, image, changes) as session:
+        e = [t.clone().requires_grad_() for t in session.embedding.tensors()]
+        embedding = pack.core.objective.Embedding(*e)
         trained = [p for c in changes.values() for p in c.parameters() if p.requires_grad]
         generator = torch.Generator().manual_seed(0)
         for _ in range(arguments.draws // parts):
-            draws = core.draw(denoiser.sigmas, image, parts, generator, stratified=True)
+            draws = pack.draws(session, parts, generator, stratified=True)
             for part, one in enumerate(draws.split(1)):
-                loss, _ = core.reconstruction_loss(denoiser, image, embedding, one)
+                loss = pack.losses(session, embedding, one)
                 gradients = torch.autograd.grad(
                     loss.mean(), [embedding.tokens, *trained], allow_unused=True
                 )

@@ -87,6 +87,13 @@ class Family:
     large: bool = False
     """More than 0.3 GB of float32 weights unless built under `small_constants`."""
 
+    @property
+    def predicts(self) -> str:
+        """What the network puts out: `noise`, `v` or `flow`."""
+        return {"EPS": "noise", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}[
+            self.prediction
+        ]
+
     def state_dict(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Sketch:
         """Random weights of the host's own class, reproducible from `seed`.
 
@@ -110,6 +117,20 @@ class Family:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(self.state_dict(seed, dtype), path)
         return path
+
+
+def load(name: str, folder: Path, **model_options: Any) -> tuple[Family, Any]:
+    """A family and its tiny MODEL, as UNETLoader makes it; ``folder`` is left empty."""
+    import comfy.sd
+
+    family = FAMILIES[name]
+    path = folder / f"{name}.safetensors"
+    with small_constants():
+        family.build(path)
+        with torch.inference_mode():
+            model = comfy.sd.load_diffusion_model(str(path), model_options=model_options)
+    path.unlink()
+    return family, model
 
 
 def conditioning(

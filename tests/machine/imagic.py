@@ -1,33 +1,51 @@
-"""The nodes called in this process as ComfyUI's executor calls them, and what to give them."""
+"""The pack in this process: its nodes called as ComfyUI's executor does, and what is inside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from core.losses import mean_loss
-from families import kinds
 
 Result = tuple[Any, ...]
 
-PREDICTS = {"EPS": "noise", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
-"""What a network puts out, by the host's name for the kind of model."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a stage works on: the pack's denoiser, photographs, embedding, changes of weights."""
+
+    denoiser: Any
+    photographs: Any
+    embedding: Any
+    changes: dict[str, torch.nn.Module]
 
 
 class Pack:
-    """The three nodes under short names, run under the executor's inference mode."""
+    """The nodes, run under the executor's inference mode, and what is inside of the pack."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.host = module.nodes.comfy_host
+        self.host, self.core = module.nodes.comfy_host, module.imagic_core
         self.nodes = {n.define_schema().node_id: n for n in module.nodes.NODES}
 
     def call(self, node: str, *args: Any, **kwargs: Any) -> Result:
+        """What a node of the pack's or of ComfyUI's own puts out."""
+        import nodes
+
+        found = nodes.NODE_CLASS_MAPPINGS[node]
         with torch.inference_mode():
-            return self.nodes[node].execute(*args, **kwargs).result
+            if hasattr(found, "define_schema"):
+                return found.execute(*args, **kwargs).result
+            return getattr(found(), found.FUNCTION)(*args, **kwargs)
+
+    def defaults(self, node: str) -> dict[str, Any]:
+        """The inputs of a node of the pack's that have a default."""
+        inputs = self.nodes[node].define_schema().inputs
+        return {i.id: i.default for i in inputs if getattr(i, "default", None) is not None}
 
     def optimize(self, *args: Any, **kwargs: Any) -> Result:
         return self.call("ImagicOptimizeEmbedding", *args, **kwargs)
@@ -35,19 +53,75 @@ class Pack:
     def finetune(self, *args: Any, **kwargs: Any) -> Result:
         return self.call("ImagicFinetuneModel", *args, **kwargs)
 
+    def finetune_by(
+        self, settings: Any, method: str, model: Any, optimized: Any, image: Any
+    ) -> Any:
+        """MODEL of stage B by settings of the core's, which the node's inputs say only in part."""
+        training = self.module.nodes.train
+
+        def stage(s: Any) -> Any:
+            self.core.finetune.finetune_model(
+                s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step
+            )
+            return self.host.changes_to_lora(s.changes)
+
+        with torch.inference_mode():
+            lora = training.train(
+                training.read_wires(model, "optimized", optimized, image),
+                training.Run(settings, "auto", "auto"),
+                stage,
+                lambda: self.host.new_changes(model, method, 16, 16.0, settings.seed),
+            )
+            return self.host.apply_lora(model, lora)
+
     def interpolate(self, *args: Any, **kwargs: Any) -> Result:
         return self.call("ImagicInterpolateConditioning", *args, **kwargs)
 
+    @contextmanager
+    def session(
+        self,
+        model: Any,
+        conditioning: Any,
+        latent: Any,
+        changes: dict[str, torch.nn.Module] | None = None,
+        **how: Any,
+    ) -> Iterator[Session]:
+        """What the training nodes hand to a stage; ``how`` is of the pack's ``trainable``."""
+        sentence = self.host.read_sentence("text", conditioning)
+        photographs = self.host.read_photographs(model, latent)
+        changes = changes or {}
+        with self.host.trainable(model, photographs, sentence, changes, **how) as (denoiser, on):
+            yield Session(denoiser, on, sentence.embedding, changes)
+
+    def draws(
+        self, session: Session, count: int, generator: torch.Generator | None = None, **how: Any
+    ) -> Any:
+        """Draws of (t, eps); without a generator the same in every call."""
+        generator = generator or torch.Generator().manual_seed(1234)
+        return self.core.objective.draw(
+            session.denoiser.sigmas, session.photographs, count, generator, **how
+        )
+
+    def losses(self, session: Session, embedding: Any, draws: Any) -> torch.Tensor:
+        """Equation 3 of each draw, [n]."""
+        return self.core.objective.reconstruction_loss(
+            session.denoiser, session.photographs, embedding, draws
+        )[0]
+
     def loss(self, model: Any, conditioning: Any, latent: Any, draws: int = 16) -> float:
         """Equation 3 on draws that are the same in every call."""
-        core = self.module.imagic_core.objective
-        text = self.host.read_sentence("text", conditioning)
-        photographs = self.host.read_photographs(model, latent)
-        with self.host.trainable(model, photographs, text) as (denoiser, photographs):
-            fixed = core.draw(
-                denoiser.sigmas, photographs, draws, torch.Generator().manual_seed(1234)
-            )
-            return mean_loss(core, denoiser, photographs, text.embedding, fixed)
+        with self.session(model, conditioning, latent) as session:
+            return self.loss_in(session, draws)
+
+    def loss_in(self, session: Session, draws: int) -> float:
+        """The same, of a session as it stands."""
+        return mean_loss(
+            self.core.objective,
+            session.denoiser,
+            session.photographs,
+            session.embedding,
+            self.draws(session, draws),
+        )
 
     def gradients(
         self, model: Any, conditioning: Any, latent: Any, *, recompute: bool = False
@@ -57,21 +131,13 @@ class Pack:
         To compare ways of computing by: of what rounding leaves of a gradient of nothing, Adam
         makes a whole step.
         """
-        core = self.module.imagic_core.objective
-        text = self.host.read_sentence("text", conditioning)
-        photographs = self.host.read_photographs(model, latent)
         with torch.inference_mode():
             changes = self.host.new_changes(model, "full", 8, 4.0, 0)
-            with self.host.trainable(
-                model, photographs, text, changes, recompute=recompute
-            ) as (denoiser, photographs):
-                leaves = [t.detach().clone().requires_grad_() for t in text.embedding.tensors()]
-                fixed = torch.Generator().manual_seed(1234)
-                draws = core.draw(denoiser.sigmas, photographs, 2, fixed)
-                losses, _ = core.reconstruction_loss(
-                    denoiser, photographs, core.Embedding(*leaves), draws
-                )
-                losses.mean().backward()
+            with self.session(model, conditioning, latent, changes, recompute=recompute) as session:
+                e = session.embedding.tensors()
+                leaves = [t.detach().clone().requires_grad_() for t in e]
+                embedding = self.core.objective.Embedding(*leaves)
+                self.losses(session, embedding, self.draws(session, 2)).mean().backward()
         named = dict(zip(("tokens", "pooled"), leaves, strict=False))
         named |= {name: change.difference for name, change in changes.items()}
         return {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}
@@ -85,7 +151,7 @@ class Pack:
         """
         import comfy.samplers
 
-        core = self.module.imagic_core.objective
+        core = self.core.objective
         losses = []
 
         class Probe(comfy.samplers.Sampler):
@@ -115,7 +181,6 @@ class Pack:
             )
         return sum(losses) / len(losses)
 
-
     def hand_off(
         self,
         model: Any,
@@ -134,102 +199,17 @@ class Pack:
         The first and the last are `sampled_loss`; the model that came in must have the first
         afterwards, too.
         """
-        core = self.module.imagic_core
         before = self.sampled_loss(model, text, latent, draws, predicts)
+        settings = self.core.fit.Settings(steps, rate, 0, batch_size, batch_size)
         # As the node does it, but stopping to measure before the changes are handed over.
-        read = self.host.read_sentence("text", text)
-        photographs = self.host.read_photographs(model, latent)
         with torch.inference_mode():
             changes = self.host.new_changes(model, method, 8, 4.0, 0)
-            with self.host.trainable(model, photographs, read, changes) as (denoiser, photographs):
-                settings = core.fit.Settings(steps, rate, 0, batch_size, batch_size)
-                core.finetune.finetune_model(
-                    denoiser, photographs, read.embedding, changes, settings, lambda _: None
+            with self.session(model, text, latent, changes) as s:
+                self.core.finetune.finetune_model(
+                    s.denoiser, s.photographs, s.embedding, changes, settings, lambda _: None
                 )
-                fixed = core.objective.draw(
-                    denoiser.sigmas, photographs, draws, torch.Generator().manual_seed(1234)
-                )
-                ended = mean_loss(
-                    core.objective, denoiser, photographs, read.embedding, fixed
-                )
+                ended = self.loss_in(s, draws)
             tuned = self.host.apply_lora(model, self.host.changes_to_lora(changes))
         handed_over = self.sampled_loss(tuned, text, latent, draws, predicts)
         assert self.sampled_loss(model, text, latent, draws, predicts) == before
         return before, ended, handed_over
-
-
-def load(checkpoint: Any, **model_options: Any) -> Any:
-    """MODEL of a checkpoint, made in inference mode as by the executor."""
-    import comfy.sd
-
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(
-            str(checkpoint), output_vae=False, output_clip=False, model_options=model_options
-        )[0]
-
-
-def load_family(name: str, folder: Path, **model_options: Any) -> tuple[kinds.Family, Any]:
-    """A model family and its tiny MODEL, as UNETLoader makes it; ``folder`` is left empty."""
-    import comfy.sd
-
-    family = kinds.FAMILIES[name]
-    path = folder / f"{name}.safetensors"
-    with kinds.small_constants():
-        family.build(path)
-        with torch.inference_mode():
-            model = comfy.sd.load_diffusion_model(str(path), model_options=model_options)
-    path.unlink()
-    return family, model
-
-
-def conditioning(seed: int = 0, tokens: int = 77, width: int = 768) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.inference_mode():
-        return [
-            [
-                torch.randn(1, tokens, width, generator=generator),
-                {"pooled_output": torch.randn(1, width, generator=generator)},
-            ]
-        ]
-
-
-def latent(seed: int = 0, count: int = 1, size: tuple[int, int] = (8, 8)) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(100 + seed)
-    with torch.inference_mode():
-        return {"samples": 5 * torch.randn(count, 4, *size, generator=generator)}
-
-
-def weights(model: Any) -> dict[str, torch.Tensor]:
-    """The model's own weights, bit by bit, without the patches of a clone that was just sampled."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    return {k: v.clone() for k, v in model.model.state_dict().items()}
-
-
-def apart(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> float:
-    """Norm of the difference of what was found, taken as one vector, in that of the expected."""
-    a, b = (torch.cat([t.flatten() for t in tensors]) for tensors in (found, expected))
-    return float((a - b).norm() / b.norm())
-
-
-def snapshot(*values: Any) -> SimpleNamespace:
-    """Copies to compare with, of tensors nested in lists and dictionaries."""
-    return SimpleNamespace(tensors=[t.clone() for t in tensors_in(values)])
-
-
-def unchanged(before: SimpleNamespace, *values: Any) -> bool:
-    now = tensors_in(values)
-    return len(now) == len(before.tensors) and all(
-        torch.equal(a, b) for a, b in zip(before.tensors, now, strict=True)
-    )
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        return []
-    return [t for v in value for t in tensors_in(v)]
