@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client import Client, Prompt
-from environment import REPOSITORY
-from host_process import Server, serve
+from machine.environment import REPOSITORY
+from machine.host_process import Server, serve
 from PIL import Image
 from safetensors import safe_open
+from talk.api import Prompt
+from talk.client import Client
 
 
 @pytest.fixture(scope="module")
