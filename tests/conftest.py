@@ -76,7 +76,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(comfyui_folder: Path, tiny_checkpoint: Path) -> Iterator[Server]:
     """A real server with the pack and the tiny checkpoint, one for all tests."""
-    with serve(comfyui_folder, Path(sys.executable), REPOSITORY, [tiny_checkpoint]) as running:
+    with serve(comfyui_folder, [tiny_checkpoint]) as running:
         yield running
 
 
@@ -93,8 +93,6 @@ def families_server(comfyui_folder: Path, small_models: Path) -> Iterator[Server
     """A real server with the pack that can load ``small_models``, and no models of full size."""
     with serve(
         comfyui_folder,
-        Path(sys.executable),
-        REPOSITORY,
         models=small_models,
         more_packs=[REPOSITORY / "tests/families/small_models"],
     ) as running:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -108,7 +107,7 @@ def main() -> int:
     started = time.monotonic()
     print(f"starting ComfyUI on {'the CPU' if cpu else 'the accelerator'} ...", flush=True)
     with (
-        serve(comfyui, Path(sys.executable), REPOSITORY, [checkpoint], cpu=cpu) as server,
+        serve(comfyui, [checkpoint], cpu=cpu) as server,
         Client(server.url) as client,
     ):
         known = client.get("/object_info")
@@ -137,9 +136,8 @@ def main() -> int:
             except (PromptRejected, PromptFailed) as failed:
                 print(f"\n{failed}", file=sys.stderr)
                 return 1
-            (picture,) = (entry for node in result.outputs.values() for entry in node["images"])
+            (edited,) = (e for node in result.outputs for e in client.images(result, node))
             label = "eta 0 (reconstruction)" if eta == 0 else f"eta {eta:g}"
-            edited = Image.open(io.BytesIO(client.picture(picture))).convert("RGB")
             tiles.append((label, edited))
     contact_sheet(tiles, sentence).save(given.out)
     print(f"done in {time.monotonic() - started:.0f} s; the pictures: {given.out.absolute()}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,7 @@ def tap(prompt: Prompt, node: str, output: int = 0) -> str:
 
 
 def arrays(client: Client, result: Result, node: str) -> list[np.ndarray]:
-    return [
-        np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-        for encoded in client.pictures(result, node)
-    ]
+    return [np.asarray(image) for image in client.images(result, node)]
 
 
 def run(client: Client, prompt: Prompt) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +50,8 @@ def flux_checkpoint(small_models: Path, stocked: Server, tmp_path_factory) -> st
 def drawn(client: Client, prompt: Prompt, result: Result) -> np.ndarray:
     """The one picture that the workflow saves."""
     (saver,) = nodes_of(prompt, "SaveImage")
-    (encoded,) = client.pictures(result, saver)
-    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    (image,) = client.images(result, saver)
+    return np.asarray(image)
 
 
 def edited(client: Client, name: str, checkpoint: str) -> tuple[Prompt, np.ndarray]:

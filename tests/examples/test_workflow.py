@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +53,7 @@ def test_real_photographs_keep_their_aspect_ratio(
             original.crop((0, 0, width, height)).save(file)
     prompt = quick_edit(client, tiny_checkpoint, file)
     result = client.run(prompt)
-    (saved,) = (client.pictures(result, node) for node in result.outputs)
-    edit = Image.open(io.BytesIO(saved[0]))
+    ((edit,),) = (client.images(result, node) for node in result.outputs)
     # The autoencoder works on multiples of 8 pixels.
     assert abs(edit.width - edit.height * width / height) <= 8 * (1 + width / height)
     assert edit.width % 8 == edit.height % 8 == 0
@@ -71,13 +68,13 @@ def test_a_fresh_process_learns_and_draws_the_same(
         inputs = {"lora": [tuner, 1], "prefix": "fresh/edit"}
         prompt["lora"] = {"class_type": "SaveLoRA", "inputs": inputs}
         result = client.run(prompt)
-        (saved,) = (client.pictures(result, node) for node in result.outputs if node != "lora")
+        ((saved,),) = (client.images(result, node) for node in result.outputs if node != "lora")
         (lora,) = (server.base / "output" / "fresh").glob("edit*.safetensors")
-        return np.asarray(Image.open(io.BytesIO(saved[0]))), load_file(lora)
+        return np.asarray(saved), load_file(lora)
 
     picture, lora = run(server, client)
     with (
-        serve(comfyui_folder, Path(sys.executable), REPOSITORY, [tiny_checkpoint]) as fresh,
+        serve(comfyui_folder, [tiny_checkpoint]) as fresh,
         Client(fresh.url) as other,
     ):
         again, lora_again = run(fresh, other)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from machine.environment import REPOSITORY
 from machine.host_process import serve
 from miniature.build import LORA_RATE, build
 from PIL import Image
@@ -71,11 +70,11 @@ class Studio:
         """The pictures of all nodes of these types, in the order of the workflow."""
         result = self.client.run(prompt, timeout=3600)
         return [
-            Image.open(io.BytesIO(encoded)).convert("RGB")
+            image
             for kind in kinds
             for node in nodes_of(prompt, kind)
             if node in result.outputs
-            for encoded in self.client.pictures(result, node)
+            for image in self.client.images(result, node)
         ]
 
     def beside(
@@ -213,7 +212,7 @@ def main(names: list[str]) -> None:
         checkpoint = build(Path(made) / CHECKPOINT)
         upscaler = build_upscaler(Path(made) / ESRGAN["name"])
         with (
-            serve(comfyui, Path(sys.executable), REPOSITORY, [checkpoint]) as server,
+            serve(comfyui, [checkpoint]) as server,
             Client(server.url) as client,
         ):
             put(upscaler, server.base / "models/upscale_models" / upscaler.name)

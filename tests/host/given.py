@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from machine import imagic
 
 
 def load(checkpoint: Any, **model_options: Any) -> Any:
@@ -42,6 +43,23 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 
     comfy.model_management.unload_all_models()
     return {k: v.clone() for k, v in model.model.state_dict().items()}
+
+
+def assert_weights(model: Any, before: dict[str, torch.Tensor]) -> None:
+    """See that the model's own weights are bit by bit what ``weights`` said."""
+    now = weights(model)
+    assert now.keys() == before.keys()
+    assert not [k for k in before if not torch.equal(before[k], now[k])]
+
+
+def assert_recomputing_changes_nothing(
+    nodes: imagic.Pack, model: Any, text: Any, image: Any
+) -> None:
+    """Blocks that change their inputs in place give wrong gradients when recomputed."""
+    kept, again = (nodes.gradients(model, text, image, recompute=on) for on in (False, True))
+    assert kept.keys() == again.keys()
+    for name in kept:
+        assert apart([again[name]], [kept[name]]) < 1e-4, name
 
 
 def apart(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> float:

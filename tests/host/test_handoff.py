@@ -55,8 +55,7 @@ def test_training_can_compute_in_another_number_format(nodes, flow_model, traini
     assert (others["loss"] == losses["loss"]) is (training_dtype == "float32")
     moved, expected = found[0][0] - text[0][0], exact[0][0] - text[0][0]
     assert torch.nn.functional.cosine_similarity(moved.flatten(), expected.flatten(), 0) > 0.8
-    now = given.weights(flow_model)
-    assert all(torch.equal(before[k], now[k]) for k in before)
+    given.assert_weights(flow_model, before)
     assert flow_model.model.manual_cast_dtype is None
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from families import kinds
-from machine.environment import REPOSITORY
 from machine.host_process import serve
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from talk.api import PromptRejected
+from talk.api import PromptRejected, node
 from talk.client import Client, PromptFailed
 
 from host import given
@@ -375,10 +372,6 @@ def test_the_graph_tells_where_an_edit_comes_from(nodes):
     assert "base_name" not in learned_from(graph, "5")
 
 
-def node(kind: str, **inputs):
-    return {"class_type": kind, "inputs": inputs}
-
-
 def drawing(model, optimized, target, prefix: str):
     """A sweep of two by one KSampler, its pictures saved."""
     return {
@@ -404,10 +397,6 @@ def drawing(model, optimized, target, prefix: str):
         "pictures": node("SaveImage", images=["decode", 0], filename_prefix=prefix),
         "one": node("SaveImage", images=["sheet", 0], filename_prefix=f"{prefix}_sheet"),
     }
-
-
-def pixels(client, result, node: str):
-    return [np.asarray(Image.open(io.BytesIO(p))) for p in client.pictures(result, node)]
 
 
 def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
@@ -440,16 +429,16 @@ def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
         filename_prefix="imagic/fresh",
     )
     result = client.run(saving)
-    saved = pixels(client, result, "pictures")
+    saved = client.images(result, "pictures")
     assert len(saved) == 2 and not np.array_equal(*saved)
-    assert len(pixels(client, result, "one")) == 1
+    assert len(client.images(result, "one")) == 1
     (name,) = result.outputs["save"]["text"]
     (file,) = (server.base / "output" / "imagic").glob("fresh*.safetensors")
     about = edit_about(file)
     assert about["sentence"] == "a sitting dog" and about["base_name"] == tiny_checkpoint.name
     assert about["ImagicFinetuneModel"]["steps"] == 3
     with (
-        serve(comfyui_folder, Path(sys.executable), REPOSITORY, [tiny_checkpoint]) as fresh,
+        serve(comfyui_folder, [tiny_checkpoint]) as fresh,
         Client(fresh.url) as other,
     ):
         folder = fresh.base / "output" / "imagic"
@@ -457,7 +446,7 @@ def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
         shutil.copy(file, folder)
         loading = common(other) | drawing(["edit", 0], ["edit", 1], ["edit", 2], "loaded")
         loading["edit"] = node("ImagicLoadEdit", model=["load", 0], edit=name)
-        loaded = pixels(other, other.run(loading), "pictures")
+        loaded = other.images(other.run(loading), "pictures")
         assert all(np.array_equal(a, b) for a, b in zip(saved, loaded, strict=True))
         with pytest.raises((PromptRejected, PromptFailed), match="not in list|not among"):
             loading["edit"]["inputs"]["edit"] = f"../output/{name}"

@@ -33,7 +33,7 @@ def test_stage_b_lowers_the_loss_further_in_a_copy(nodes, model, learned, method
     assert nodes.loss(tuned, optimized, latent) < after_a * 0.98
     assert len(losses["loss"]) == STEPS
     assert nodes.loss(model, optimized, latent) == pytest.approx(after_a, rel=1e-6)
-    assert_weights(model, before)
+    given.assert_weights(model, before)
     assert tuned is not model and not model.patches
 
 
@@ -81,7 +81,7 @@ def test_what_comes_in_is_not_altered(nodes, model):
     nodes.finetune(model, optimized, latent, "lora", 2, 1e-3, 0)
     nodes.interpolate(target, optimized, 0.5)
     assert given.unchanged(had, target, latent) and given.unchanged(kept, optimized)
-    assert_weights(model, before)
+    given.assert_weights(model, before)
 
 
 class _Stop(Exception):
@@ -116,7 +116,7 @@ def test_a_training_that_ends_early_leaves_the_model_as_it_was(
         else:
             nodes.finetune(model, target, latent, stage, 5, 1e-3, 0)
     assert steps == [1]
-    assert_weights(model, before)
+    given.assert_weights(model, before)
     assert _module_state(model) == state
 
 
@@ -178,12 +178,7 @@ def test_a_mask_says_where_to_be_faithful(nodes, model):
 
 def test_recomputing_blocks_changes_nothing(nodes, model):
     target, latent = given.conditioning(), given.latent()
-    kept, recomputed = (
-        nodes.gradients(model, target, latent, recompute=on) for on in (False, True)
-    )
-    assert kept.keys() == recomputed.keys()
-    for name in kept:
-        assert given.apart([recomputed[name]], [kept[name]]) < 1e-4, name
+    given.assert_recomputing_changes_nothing(nodes, model, target, latent)
 
 
 def test_saving_memory_learns_the_same(nodes, model):
@@ -271,7 +266,7 @@ def test_bad_input_is_refused_before_the_long_work(nodes, model, case, monkeypat
     ):
         nodes.finetune(model, target, latent, "lora", 1, 1e-3, 0)
     assert not steps
-    assert_weights(model, before)
+    given.assert_weights(model, before)
 
 
 def test_a_quantised_model_is_refused(nodes, comfy, tiny_checkpoint):
@@ -374,10 +369,3 @@ def test_the_papers_recipe_is_to_the_letter(nodes, model, monkeypatch):
 def test_interpolation_of_different_sentences_is_refused(nodes):
     with pytest.raises(ValueError, match=r"'target' and 'optimized' do not match.*77.*154"):
         nodes.interpolate(given.conditioning(), given.conditioning(tokens=154), 0.5)
-
-
-def assert_weights(model, before):
-    now = given.weights(model)
-    assert now.keys() == before.keys()
-    different = [k for k in before if not torch.equal(before[k], now[k])]
-    assert not different

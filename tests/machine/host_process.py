@@ -8,12 +8,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from machine.environment import REPOSITORY
 
 PACK = "ComfyUI-Imagic"
 
@@ -114,10 +117,9 @@ class Server:
 @contextlib.contextmanager
 def serve(
     comfyui: Path,
-    python: Path,
-    pack: Path,
     checkpoints: Iterable[Path] = (),
     *,
+    pack: Path = REPOSITORY,
     models: Path | None = None,
     more_packs: Iterable[Path] = (),
     cpu: bool = True,
@@ -125,6 +127,8 @@ def serve(
     timeout: float = 240,
 ) -> Iterator[Server]:
     """Start a server on a free loopback port; yield it when it answers; end it always.
+
+    It runs in this process's own Python, which must be ComfyUI's.
 
     It reads and writes only a temporary base directory, removed afterwards, in which ``pack`` and
     ``more_packs`` are the only custom nodes, and ``checkpoints`` and what lies in the folders of
@@ -139,7 +143,7 @@ def serve(
         port = free_port()
         log = base / "server.log"
         command = [
-            python, "-s", Path(__file__).parent / "host_main.py", comfyui,
+            sys.executable, "-s", Path(__file__).parent / "host_main.py", comfyui,
             "--listen", "127.0.0.1", "--port", port, *base_arguments(base),
             *(["--cpu"] if cpu else []), *options,
         ]  # fmt: skip

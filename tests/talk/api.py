@@ -13,6 +13,11 @@ from typing import Any
 Prompt = dict[str, dict[str, Any]]
 
 
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    """A prompt's node; an input that is wired is the other node's id and its output's number."""
+    return {"class_type": kind, "inputs": inputs}
+
+
 class PromptRejected(Exception):
     """The server did not accept a prompt; ``errors`` is its answer."""
 

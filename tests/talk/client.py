@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import queue
 import threading
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+from PIL import Image
 
 from talk.api import Api, Prompt
 
@@ -123,6 +125,10 @@ class Client(Api):
     def pictures(self, result: Result, node: str) -> list[bytes]:
         """Return the encoded images that a node saved."""
         return [self.picture(entry) for entry in result.outputs[node]["images"]]
+
+    def images(self, result: Result, node: str) -> list[Image.Image]:
+        """Return the images that a node saved, in RGB."""
+        return [Image.open(io.BytesIO(p)).convert("RGB") for p in self.pictures(result, node)]
 
     def _listen(self) -> None:
         asyncio.set_event_loop(self._loop)
