@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from machine.environment import REPOSITORY
 from machine.host_process import serve
 from PIL import Image
 from safetensors.numpy import load_file
+from talk.api import Prompt
 from talk.client import Client
-from talk.workflow import find, to_prompt
+
+from examples.prompts import QUICK, example
 
 # Of different sizes and modes, from 256 to 1250 pixels.
 PHOTOGRAPHS = ("dog2_standing.png", "giraffe.jpeg", "chibi.jpeg", "tennis_ball.jpeg", "cat.jpeg")
 
 
-def quick_edit(client: Client, checkpoint: Path, image: Path, megapixels: float = 0.02) -> dict:
-    """The example workflow with one step of everything, on a picture of the caller's."""
-    workflow = json.loads((REPOSITORY / "example_workflows" / "imagic_edit.json").read_text())
-    prompt = to_prompt(workflow, client.get("/object_info"))
-    find(prompt, "CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
-    find(prompt, "LoadImage")["image"] = client.upload(image)
-    find(prompt, "ImageScaleToTotalPixels")["megapixels"] = megapixels
-    for node in ("ImagicOptimizeEmbedding", "ImagicFinetuneModel"):
-        find(prompt, node).update(steps=2, batch_size=1)
-    find(prompt, "KSampler")["steps"] = 1
-    return prompt
+def quick_edit(client: Client, checkpoint: Path, image: Path) -> Prompt:
+    """The shortest example with one step of sampling, on a picture of the caller's."""
+    changes = {
+        "CheckpointLoaderSimple": {"ckpt_name": checkpoint.name},
+        "LoadImage": {"image": client.upload(image)},
+        "ImageScaleToTotalPixels": {"megapixels": 0.02},
+        "KSampler": {"steps": 1},
+    }
+    return example(client, "imagic_edit", QUICK | changes)
 
 
 @pytest.fixture

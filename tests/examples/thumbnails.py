@@ -21,20 +21,22 @@ from miniature.build import LORA_RATE, build
 from PIL import Image
 from talk.api import Prompt
 from talk.client import Client
+from talk.workflow import find, nodes_of
 
+from examples import ours
 from examples.companions import build_upscaler
-from examples.demo_edit import OUR_MEGAPIXELS, contact_sheet, our_photograph
-from examples.prompts import FOLDER, example, nodes_of, put
+from examples.prompts import FOLDER, example, put
+from examples.sheet import contact_sheet
 from examples.workflows import ESRGAN
 
 SOURCE = "a photo of a standing dog on the grass"
-TARGET = "a photo of a sitting dog on the grass"
+TARGET = ours.SENTENCE
 ANOTHER = "a photo of a jumping dog on the grass"
 CHECKPOINT = "miniature.safetensors"
 CHANGES: dict[str, dict[str, Any]] = {
     "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
     "LoadImage": {"image": "photograph.png"},
-    "ImageScaleToTotalPixels": {"megapixels": OUR_MEGAPIXELS},
+    "ImageScaleToTotalPixels": {"megapixels": ours.MEGAPIXELS},
     "ImagicFinetuneModel": {"learning_rate": LORA_RATE},
     "KSampler": {"cfg": 3.0},
     "KSamplerAdvanced": {"cfg": 3.0},
@@ -118,7 +120,7 @@ def choose_eta(studio: Studio) -> Image.Image:
     prompt = studio.prompt("imagic_choose_eta", [TARGET], {})
     for kind in ("CLIPVisionLoader", "CLIPLoader"):
         del prompt[nodes_of(prompt, kind)[0]]
-    score = prompt[nodes_of(prompt, "ImagicScoreEdits")[0]]["inputs"]
+    score = find(prompt, "ImagicScoreEdits")
     del score["clip_vision"], score["clip"]
     curves, _, chosen = studio.run(prompt, "PreviewImage", "SaveImage")
     both = Image.new("RGB", (curves.width + 240, curves.height), "white")
@@ -216,7 +218,7 @@ def main(names: list[str]) -> None:
             Client(server.url) as client,
         ):
             put(upscaler, server.base / "models/upscale_models" / upscaler.name)
-            photograph = Image.open(our_photograph(server.base / "input"))
+            photograph = Image.open(ours.photograph(server.base / "input"))
             studio = Studio(client, photograph)
             for name, picture in PICTURES.items():
                 if not names or name in names:
