@@ -16,13 +16,10 @@ A world is a Python file with `edits(count)` and `Judge`, as
 in tests/miniature/edits.py; a checkpoint other than the miniature needs its own world.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +36,7 @@ sys.path.insert(0, str(TESTS))
 from machine import imagic, in_process  # noqa: E402
 from miniature import build, metrics  # noqa: E402
 
-from benchmarks import living  # noqa: E402
+from benchmarks import command, living  # noqa: E402
 
 STEPS, SCHEDULER, SEEDS = 50, "normal", (11, 12, 13, 14)
 ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
@@ -54,17 +51,20 @@ PAPER_RATE = 8 * 5e-7
 class Host:
     """A real ComfyUI in this process with the pack and a checkpoint."""
 
-    def __init__(self, comfyui: Path, checkpoint: Path, only_living: bool = False) -> None:
-        """Start ComfyUI, on the CPU where there is no GPU, and load the checkpoint."""
-        in_process.start(comfyui, Path(tempfile.mkdtemp()), cpu=not torch.cuda.is_available())
-        self.pack = imagic.Pack(in_process.load_pack())
+    def __init__(
+        self, comfyui: Path, checkpoint: Path | None = None, only_living: bool = False
+    ) -> None:
+        """Start ComfyUI and load the checkpoint, the miniature where none is named."""
+        self.pack = imagic.start(comfyui)
         import folder_paths
 
-        folder_paths.add_model_folder_path("checkpoints", str(checkpoint.parent))
+        self.checkpoint = checkpoint or build.build(
+            Path(folder_paths.base_path) / "models" / "miniature.safetensors")
+        folder_paths.add_model_folder_path("checkpoints", str(self.checkpoint.parent))
         self.model, self.clip, self.vae = self.pack.call(
-            "CheckpointLoaderSimple", checkpoint.name)
+            "CheckpointLoaderSimple", self.checkpoint.name)
         if only_living:
-            living.install(self.model, checkpoint)
+            living.install(self.model, self.checkpoint)
         self.empty = self.say("")
         self.learned: tuple[Any, ...] = ()
 
@@ -314,8 +314,7 @@ def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
 
 def main() -> None:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = command.parser(__doc__)
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--edits", type=int, default=60)
     parser.add_argument("--part", default="1/1", help="K/N: every N-th edit from the K-th")
@@ -326,22 +325,18 @@ def main() -> None:
                         help="the miniature's living channels alone: eight times as fast")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--world", type=Path, default=TESTS / "miniature" / "edits.py")
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
     if arguments.merge:
         results, network = merge(arguments.merge)
         write(arguments.json, results, network)
         show(results)
         return
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     if arguments.living and arguments.checkpoint:
         parser.error("--living knows the miniature's own checkpoint only")
     world = in_process.import_file("benchmark_world", arguments.world)
-    checkpoint = arguments.checkpoint or build.build(
-        Path(tempfile.mkdtemp()) / "miniature.safetensors")
-    host, judge = Host(arguments.comfyui, checkpoint, arguments.living), world.Judge()
-    network = f"{checkpoint.name}{', living channels' if arguments.living else ''}"
+    comfyui = command.comfyui(parser, arguments)
+    host, judge = Host(comfyui, arguments.checkpoint, arguments.living), world.Judge()
+    network = f"{host.checkpoint.name}{', living channels' if arguments.living else ''}"
 
     results: dict[str, list[dict]] = {name: [] for name in arguments.methods}
     sheet = []

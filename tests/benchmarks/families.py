@@ -10,10 +10,8 @@ returned MODEL has what was learned, not how well real models do. The JSON file 
 each row; rows that it has are not run again.
 """
 
-import argparse
 import importlib
 import json
-import os
 import sys
 import tempfile
 import time
@@ -26,7 +24,9 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 from families import kinds  # noqa: E402
-from machine import imagic, in_process  # noqa: E402
+from machine import imagic  # noqa: E402
+
+from benchmarks import command  # noqa: E402
 
 STEPS, BATCH, DRAWS = 8, 2, 4
 RATE_A = 2e-2
@@ -87,23 +87,16 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run what the file lacks, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = command.parser(__doc__)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument(
         "--families", nargs="*", choices=kinds.FAMILIES, default=list(kinds.FAMILIES)
     )
     parser.add_argument("--methods", nargs="*", choices=RATES, default=list(RATES))
     parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    in_process.start(
-        arguments.comfyui, Path(tempfile.mkdtemp()), cpu=not torch.cuda.is_available()
-    )
-    nodes = imagic.Pack(in_process.load_pack())
+    nodes = imagic.start(command.comfyui(parser, arguments))
     for dtype in arguments.dtypes:
         for name in arguments.families:
             wanted = [m for m in arguments.methods if f"{name}/{m}/{dtype}" not in results]

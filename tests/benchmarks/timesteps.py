@@ -8,11 +8,8 @@ good as twice the batch. Gradients are by the embedding (A) and by a LoRA of all
 variance is the trace of the covariance. The living channels of the network alone: see `living`.
 """
 
-import argparse
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -20,8 +17,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from miniature import build, edits  # noqa: E402
+from miniature import edits  # noqa: E402
 
+from benchmarks import command  # noqa: E402
 from benchmarks.counterfactual import Host  # noqa: E402
 
 BATCHES = (2, 4, 8)
@@ -58,16 +56,11 @@ class Moments:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = command.parser(__doc__)
     parser.add_argument("--draws", type=int, default=256)
     parser.add_argument("--edit", type=int, default=0)
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
-    checkpoint = build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors")
-    host = Host(arguments.comfyui, checkpoint, only_living=True)
+    host = Host(command.comfyui(parser, arguments), only_living=True)
     edit = edits.edits(arguments.edit + 1)[arguments.edit]
     pack, text, image = host.pack, host.say(edit.target_text), host.encode(edit.source)
     changes = pack.host.new_changes(host.model, "lora", 16, 16.0, 0)

@@ -1,4 +1,8 @@
-"""Pictures under a sentence, each with its label: of the demo, and beside the examples."""
+"""Pictures under a sentence, each with its label: of the demo, and beside the examples.
+
+The pack's own sheet is that of a sweep, in as few rows as it has seeds; this one has any pictures,
+four in a row, so that it stays readable in a browser.
+"""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def serve(
         finally:
             _end(process)
     finally:
-        _remove(base)
+        remove_base(base)
 
 
 def free_port() -> int:
@@ -188,7 +188,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _remove(base: Path) -> None:
+def remove_base(base: Path) -> None:
+    """Remove what ``make_base`` laid out, and all that came into it."""
     # First the links, so that no way of removing a folder can follow one into the repository.
     with contextlib.suppress(OSError):
         for link in (base / "custom_nodes").iterdir():

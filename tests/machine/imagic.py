@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from core.losses import mean_loss
 
+from machine import in_process
+from machine.host_process import remove_base
+
 Result = tuple[Any, ...]
 
+
+
+def start(comfyui: Path) -> Pack:
+    """Start ComfyUI in this process for a benchmark: on the CPU where there is no GPU."""
+    base = Path(tempfile.mkdtemp(prefix="imagic-host-"))
+    atexit.register(remove_base, base)
+    in_process.start(comfyui, base, cpu=not torch.cuda.is_available())
+    return Pack(in_process.load_pack())
 
 
 @dataclass(frozen=True)
