@@ -119,16 +119,17 @@ def learn(host: Host, edit: Any, paper: bool = False) -> tuple[Any, Any]:
     key, pack = (edit.name, paper), host.pack
     if host.learned[:1] == (key,):
         return host.learned[1:]
-    wires: dict[str, Any] = {"model": host.model, "image": host.encode(edit.source)}
+    image, target = host.encode(edit.source), host.say(edit.target_text)
     inputs = pack.defaults("ImagicOptimizeEmbedding") | ({"recipe": "paper"} if paper else {})
-    optimized, _ = pack.optimize(**wires, target=host.say(edit.target_text), **inputs)
+    optimized, _ = pack.optimize(host.model, target, image, **inputs)
+    wires = host.model, optimized, image
     if paper:
         recipe = pack.core.finetune
         settings = dataclasses.replace(recipe.PAPER, learning_rate=PAPER_RATE)
-        model = pack.finetune_by(settings, recipe.PAPER_METHOD, optimized=optimized, **wires)
+        model, _ = pack.finetune_by(settings, recipe.PAPER_METHOD, wires)
     else:
         inputs = pack.defaults("ImagicFinetuneModel") | {"learning_rate": build.LORA_RATE}
-        model, *_ = pack.finetune(**wires, optimized=optimized, **inputs)
+        model, *_ = pack.finetune(*wires, **inputs)
     host.learned = key, optimized, model
     return optimized, model
 

@@ -111,15 +111,17 @@ class Learning:
     def defaults(self, stage):
         return {"recipe": "as set"}
 
-    def optimize(self, image, recipe, **wired):
+    def optimize(self, model, target, image, recipe):
         self.calls += 1
         return f"{image} {recipe}", None
 
-    def finetune(self, image, recipe, **wired):
-        return f"{self.optimize(image, recipe)[0]} B", None, None
+    def finetune(self, model, optimized, image, **inputs):
+        self.calls += 1
+        return f"{optimized} B", None, None
 
-    def finetune_by(self, settings, method, image, **wired):
-        return f"{self.optimize(image, 'paper')[0]} B at {settings.learning_rate} {method}"
+    def finetune_by(self, settings, method, wires):
+        self.calls += 1
+        return f"{wires[1]} B at {settings.learning_rate} {method}", None
 
 
 def test_what_was_learned_serves_again_but_no_other_edit_and_no_other_recipe():

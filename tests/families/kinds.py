@@ -100,11 +100,8 @@ class Family:
         Nothing is left at zero: the usual zero-initialised output layers would cut the prediction
         off from the text, and a test on such a model proves nothing.
         """
-        model = _host_model(self.sketch())
         generator = torch.Generator().manual_seed(seed)
-        weights = {}
-        for key, tensor in sorted(model.state_dict().items()):
-            weights[key] = _random_weight(key, tensor, generator).to(dtype)
+        weights = random_weights(_host_model(self.sketch()), generator, dtype)
         if self.extra_keys is not None:
             weights.update(self.extra_keys(generator))
         return weights
@@ -222,11 +219,6 @@ def small_constants() -> Iterator[None]:
         yield
 
 
-def parameters(family: Family) -> int:
-    """Number of weights of `family` as the host would build it now; none are allocated."""
-    return sum(p.numel() for p in _host_model(family.sketch(), "meta").parameters())
-
-
 def _host_model(sketch: Sketch, device: str | None = None) -> torch.nn.Module:
     from comfy import model_detection
 
@@ -235,9 +227,18 @@ def _host_model(sketch: Sketch, device: str | None = None) -> torch.nn.Module:
     return config.get_model(sketch, "", device=device).diffusion_model
 
 
-def _random_weight(
-    key: str, tensor: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
+def random_weights(
+    model: torch.nn.Module, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Sketch:
+    """A random value for every weight of a model of the host's."""
+    return {
+        key: random_weight(key, tensor, generator).to(dtype)
+        for key, tensor in sorted(model.state_dict().items())
+    }
+
+
+def random_weight(key: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One that keeps what passes through it near unit variance."""
     if tensor.dim() > 1:
         # Keeps activations near unit variance through any depth of residual blocks.
         fan_in = tensor[0].numel()

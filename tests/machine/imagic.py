@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,25 +68,36 @@ class Pack:
         return self.call("ImagicFinetuneModel", *args, **kwargs)
 
     def finetune_by(
-        self, settings: Any, method: str, model: Any, optimized: Any, image: Any
-    ) -> Any:
-        """MODEL of stage B by settings of the core's, which the node's inputs say only in part."""
-        training = self.module.nodes.train
+        self,
+        settings: Any,
+        method: str,
+        wires: tuple[Any, Any, Any],
+        *,
+        rank: int = 16,
+        alpha: float = 16.0,
+        at_end: Callable[[Any], Any] = lambda session: None,
+    ) -> tuple[Any, Any]:
+        """Stage B by the core's settings, which the node's inputs say only in part.
+
+        ``wires`` are the node's model, optimized and image. Returns MODEL, and what ``at_end``
+        found when the training had ended.
+        """
+        training, (model, optimized, image) = self.module.nodes.train, wires
 
         def stage(s: Any) -> Any:
             self.core.finetune.finetune_model(
                 s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step
             )
-            return self.host.changes_to_lora(s.changes)
+            return self.host.changes_to_lora(s.changes), at_end(s)
 
         with torch.inference_mode():
-            lora = training.train(
+            lora, found = training.train(
                 training.read_wires(model, "optimized", optimized, image),
                 training.Run(settings, "auto", "auto"),
                 stage,
-                lambda: self.host.new_changes(model, method, 16, 16.0, settings.seed),
+                lambda: self.host.new_changes(model, method, rank, alpha, settings.seed),
             )
-            return self.host.apply_lora(model, lora)
+            return self.host.apply_lora(model, lora), found
 
     def interpolate(self, *args: Any, **kwargs: Any) -> Result:
         return self.call("ImagicInterpolateConditioning", *args, **kwargs)
@@ -129,13 +140,8 @@ class Pack:
 
     def loss_in(self, session: Session, draws: int) -> float:
         """The same, of a session as it stands."""
-        return mean_loss(
-            self.core.objective,
-            session.denoiser,
-            session.photographs,
-            session.embedding,
-            self.draws(session, draws),
-        )
+        s, fixed = session, self.draws(session, draws)
+        return mean_loss(self.core.objective, s.denoiser, s.photographs, s.embedding, fixed)
 
     def gradients(
         self, model: Any, conditioning: Any, latent: Any, *, recompute: bool = False
@@ -214,16 +220,11 @@ class Pack:
         afterwards, too.
         """
         before = self.sampled_loss(model, text, latent, draws, predicts)
-        settings = self.core.fit.Settings(steps, rate, 0, batch_size, batch_size)
-        # As the node does it, but stopping to measure before the changes are handed over.
-        with torch.inference_mode():
-            changes = self.host.new_changes(model, method, 8, 4.0, 0)
-            with self.session(model, text, latent, changes) as s:
-                self.core.finetune.finetune_model(
-                    s.denoiser, s.photographs, s.embedding, changes, settings, lambda _: None
-                )
-                ended = self.loss_in(s, draws)
-            tuned = self.host.apply_lora(model, self.host.changes_to_lora(changes))
+        settings = self.core.fit.Settings(steps, rate, seed=0, batch_size=batch_size)
+        tuned, ended = self.finetune_by(
+            settings, method, (model, text, latent),
+            rank=8, alpha=4.0, at_end=lambda session: self.loss_in(session, draws),
+        )  # fmt: skip
         handed_over = self.sampled_loss(tuned, text, latent, draws, predicts)
         assert self.sampled_loss(model, text, latent, draws, predicts) == before
         return before, ended, handed_over

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from machine.environment import TESTS
+from PIL import Image
 
 from tedbench import benchmark, scores
 from tedbench.farm import Farm
@@ -24,7 +25,7 @@ from tedbench.prompts import NEEDED
 from tedbench.protocol import METHODS
 from tedbench.servers import Unusable, Worker, check
 from tedbench.store import Store
-from tedbench.test_tedbench import RUN, make_benchmark, png
+from tedbench.test_tedbench import RUN, encoded, make_benchmark, png
 
 Prompt = dict[str, Any]
 
@@ -45,7 +46,7 @@ class StandIn(ThreadingHTTPServer):
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.seconds, self.trouble = seconds, trouble
+        self.seconds, self.trouble, self.draw = seconds, trouble, png
         self.queue: list[tuple[str, Prompt]] = []
         self.longest = 0
         self.history: dict[str, Any] = {}
@@ -121,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({k: v for k, v in ended.items() if k == path.split("/")[-1]})
         elif path == "/view":
             name = urllib.parse.parse_qs(query)["filename"][0]
-            self.answer(png(sum(name.encode())))
+            self.answer(self.server.draw(sum(name.encode())))
         else:
             self.answer(described())
 
@@ -287,23 +288,12 @@ def test_a_rejected_prompt_is_recorded(tmp_path: Path, start) -> None:
     assert all("not this one" in error for *_, error in trial.store.failures())
 
 
-def test_a_blank_picture_is_a_failure(trial: Trial, start, monkeypatch) -> None:
-    import tedbench.test_farm as here
-
-    monkeypatch.setattr(here, "png", lambda seed: png_of_black())
-    trial.run(start(), edits=trial.edits[:1], methods=("ddib",))
+def test_a_blank_picture_is_a_failure(trial: Trial, start) -> None:
+    server = start()
+    server.draw = lambda _: encoded(Image.new("RGB", (8, 8)))
+    trial.run(server, edits=trial.edits[:1], methods=("ddib",))
     ((_, _, error),) = trial.store.failures()
     assert error == "the picture has one colour only: ddib"
-
-
-def png_of_black() -> bytes:
-    import io
-
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(content, "PNG")
-    return content.getvalue()
 
 
 def test_servers_share_the_work(tmp_path: Path, start) -> None:

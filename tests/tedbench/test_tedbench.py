@@ -32,11 +32,16 @@ RUN = Protocol(
 def png(seed: int, **text: str) -> bytes:
     """A picture of noise, with texts in it as ComfyUI writes them."""
     pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
+    return encoded(Image.fromarray(pixels), **text)
+
+
+def encoded(picture: Image.Image, **text: str) -> bytes:
+    """The picture as PNG, with texts in it."""
     about = PngImagePlugin.PngInfo()
     for name, value in text.items():
         about.add_text(name, value)
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG", pnginfo=about)
+    picture.save(content, "PNG", pnginfo=about)
     return content.getvalue()
 
 
@@ -250,9 +255,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_picture_of_one_colour_is_blank() -> None:
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8), (3, 3, 3)).save(content, "PNG")
-    assert store.is_blank(content.getvalue())
+    assert store.is_blank(encoded(Image.new("RGB", (8, 8), (3, 3, 3))))
     assert not store.is_blank(png(0))
 
 
