@@ -88,16 +88,6 @@ class Studio:
         return contact_sheet(tiles, texts[-1])
 
 
-def edit(studio: Studio) -> Image.Image:
-    """As it is."""
-    return studio.beside("imagic_edit", "eta 0.7")
-
-
-def inversion(studio: Studio) -> Image.Image:
-    """As it is."""
-    return studio.beside("imagic_inversion", "eta 1.1")
-
-
 def choosing_eta(studio: Studio) -> Image.Image:
     """The README's three: too low, right, too high."""
     tiles = [("input", studio.photograph)]
@@ -130,11 +120,6 @@ def choose_eta(studio: Studio) -> Image.Image:
     return both
 
 
-def reuse(studio: Studio) -> Image.Image:
-    """The edit that the sheet has saved."""
-    return studio.beside("imagic_reuse", "eta 0.7, nothing trained", texts=(ANOTHER,))
-
-
 def upscale(studio: Studio) -> Image.Image:
     """With an upscale model that interpolates, and a smaller step.
 
@@ -146,11 +131,6 @@ def upscale(studio: Studio) -> Image.Image:
     pictures = studio.run(prompt, "SaveImage")
     labels = ("input", "edit", "enlarged, drawn over")
     return contact_sheet(list(zip(labels, (studio.photograph, *pictures), strict=True)), TARGET)
-
-
-def sdxl(studio: Studio) -> Image.Image:
-    """The graph of SDXL with the miniature in it."""
-    return studio.beside("imagic_sdxl", "eta 0.7")
 
 
 def cascade(studio: Studio) -> Image.Image:
@@ -165,35 +145,25 @@ def cascade(studio: Studio) -> Image.Image:
     return contact_sheet([("input", studio.photograph), (label, small)], TARGET)
 
 
-def flux(studio: Studio) -> Image.Image:
-    """The graph of Flux with the miniature in it, which has a cfg and no guidance of Flux's."""
-    return studio.beside("imagic_flux", "eta 0.7", **FEWER)
-
-
-def sdedit(studio: Studio) -> Image.Image:
-    """As it is."""
-    return studio.beside("baseline_sdedit", "SDEdit, denoise 0.6")
-
-
-def ddib(studio: Studio) -> Image.Image:
-    """As it is."""
-    return studio.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET))
-
-
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
-    "imagic_edit": edit,
-    "imagic_inversion": inversion,
+    "imagic_edit": lambda s: s.beside("imagic_edit", "eta 0.7"),
+    "imagic_inversion": lambda s: s.beside("imagic_inversion", "eta 1.1"),
     GUIDE: choosing_eta,
     "imagic_eta_sheet": eta_sheet,
     "imagic_choose_eta": choose_eta,
     "imagic_upscale": upscale,
-    "imagic_sdxl": sdxl,
+    "imagic_sdxl": lambda s: s.beside("imagic_sdxl", "eta 0.7"),
     "imagic_cascade": cascade,
-    "imagic_reuse": reuse,
-    "imagic_flux": flux,
-    "baseline_sdedit": sdedit,
-    "baseline_ddib": ddib,
+    # The edit that the sheet has saved.
+    "imagic_reuse": lambda s: s.beside(
+        "imagic_reuse", "eta 0.7, nothing trained", texts=(ANOTHER,)
+    ),
+    # With the miniature in it, which has a cfg and no guidance of Flux's.
+    "imagic_flux": lambda s: s.beside("imagic_flux", "eta 0.7", **FEWER),
+    "baseline_sdedit": lambda s: s.beside("baseline_sdedit", "SDEdit, denoise 0.6"),
+    "baseline_ddib": lambda s: s.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET)),
 }
+"""By name, in the order that makes use of the server's cache."""
 
 
 def save(picture: Image.Image, file: Path) -> None:

@@ -19,7 +19,6 @@ from machine.host_process import remove_base
 Result = tuple[Any, ...]
 
 
-
 def start(comfyui: Path) -> Pack:
     """Start ComfyUI in this process for a benchmark: on the CPU where there is no GPU."""
     base = Path(tempfile.mkdtemp(prefix="imagic-host-"))
