@@ -63,20 +63,19 @@ def main() -> None:
     host = Host(command.comfyui(parser, arguments), only_living=True)
     edit = edits.edits(arguments.edit + 1)[arguments.edit]
     pack, text, image = host.pack, host.say(edit.target_text), host.encode(edit.source)
-    changes = pack.host.new_changes(host.model, "lora", 16, 16.0, 0)
     parts = max(BATCHES)
     moments = {name: Moments(parts) for name in ("loss", "gradient A", "gradient B")}
-    with pack.session(host.model, text, image, changes) as session:
-        e = [t.clone().requires_grad_() for t in session.embedding.tensors()]
-        embedding = pack.core.objective.Embedding(*e)
-        trained = [p for c in changes.values() for p in c.parameters() if p.requires_grad]
+    with pack.session(host.model, text, image, "lora") as session:
+        embedding = [t.clone().requires_grad_() for t in session.embedding.tensors()]
+        changes = session.changes.values()
+        trained = [p for change in changes for p in change.parameters() if p.requires_grad]
         generator = torch.Generator().manual_seed(0)
         for _ in range(arguments.draws // parts):
             draws = pack.draws(session, parts, generator, stratified=True)
             for part, one in enumerate(draws.split(1)):
                 loss = pack.losses(session, embedding, one)
                 gradients = torch.autograd.grad(
-                    loss.mean(), [embedding.tokens, *trained], allow_unused=True
+                    loss.mean(), [embedding[0], *trained], allow_unused=True
                 )
                 of_a, *of_b = (g.flatten() for g in gradients if g is not None)
                 moments["loss"].add(part, loss.detach().double())

@@ -31,7 +31,7 @@ def test_gradient_is_the_slope_of_the_loss(nodes, loaded):
         def loss(*tensors: Tensor) -> Tensor:
             # The same noise on an upscaler's low-resolution picture.
             session.denoiser.passes = 0
-            return nodes.losses(session, nodes.core.objective.Embedding(*tensors), draws).mean()
+            return nodes.losses(session, tensors, draws).mean()
 
         leaves = [tensor.double().requires_grad_() for tensor in session.embedding.tensors()]
         loss(*leaves).backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,17 +103,15 @@ class Pack:
 
     @contextmanager
     def session(
-        self,
-        model: Any,
-        conditioning: Any,
-        latent: Any,
-        changes: dict[str, torch.nn.Module] | None = None,
-        **how: Any,
+        self, model: Any, conditioning: Any, latent: Any, method: str = "", **how: Any
     ) -> Iterator[Session]:
-        """What the training nodes hand to a stage; ``how`` is of the pack's ``trainable``."""
+        """What the training nodes hand to a stage: B's with a method, else A's.
+
+        ``how`` is of the pack's ``trainable``.
+        """
         sentence = self.host.read_sentence("text", conditioning)
         photographs = self.host.read_photographs(model, latent)
-        changes = changes or {}
+        changes = self.host.new_changes(model, method, 16, 16.0, 0) if method else {}
         with self.host.trainable(model, photographs, sentence, changes, **how) as (denoiser, on):
             yield Session(denoiser, on, sentence.embedding, changes)
 
@@ -126,11 +124,11 @@ class Pack:
             session.denoiser.sigmas, session.photographs, count, generator, **how
         )
 
-    def losses(self, session: Session, embedding: Any, draws: Any) -> torch.Tensor:
-        """Equation 3 of each draw, [n]."""
-        return self.core.objective.reconstruction_loss(
-            session.denoiser, session.photographs, embedding, draws
-        )[0]
+    def losses(self, session: Session, embedding: Sequence[Any], draws: Any) -> torch.Tensor:
+        """Equation 3 of each draw, [n], for the tensors of an embedding."""
+        core = self.core.objective
+        e = core.Embedding(*embedding)
+        return core.reconstruction_loss(session.denoiser, session.photographs, e, draws)[0]
 
     def loss(self, model: Any, conditioning: Any, latent: Any, draws: int = 16) -> float:
         """Equation 3 on draws that are the same in every call."""
@@ -150,15 +148,14 @@ class Pack:
         To compare ways of computing by: of what rounding leaves of a gradient of nothing, Adam
         makes a whole step.
         """
-        with torch.inference_mode():
-            changes = self.host.new_changes(model, "full", 8, 4.0, 0)
-            with self.session(model, conditioning, latent, changes, recompute=recompute) as session:
-                e = session.embedding.tensors()
-                leaves = [t.detach().clone().requires_grad_() for t in e]
-                embedding = self.core.objective.Embedding(*leaves)
-                self.losses(session, embedding, self.draws(session, 2)).mean().backward()
+        with (
+            torch.inference_mode(),
+            self.session(model, conditioning, latent, "full", recompute=recompute) as session,
+        ):
+            leaves = [t.detach().clone().requires_grad_() for t in session.embedding.tensors()]
+            self.losses(session, leaves, self.draws(session, 2)).mean().backward()
         named = dict(zip(("tokens", "pooled"), leaves, strict=False))
-        named |= {name: change.difference for name, change in changes.items()}
+        named |= {name: change.difference for name, change in session.changes.items()}
         return {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}
 
     def sampled_loss(
