@@ -328,9 +328,9 @@ def main() -> None:
     parser.add_argument("--world", type=Path, default=TESTS / "miniature" / "edits.py")
     arguments = parser.parse_args()
     if arguments.merge:
-        results, network = merge(arguments.merge)
-        write(arguments.json, results, network)
-        show(results)
+        merged, network = merge(arguments.merge)
+        write(arguments.json, merged, network)
+        show(merged)
         return
     if arguments.living and arguments.checkpoint:
         parser.error("--living knows the miniature's own checkpoint only")

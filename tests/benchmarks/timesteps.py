@@ -11,6 +11,7 @@ variance is the trace of the covariance. The living channels of the network alon
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ class Moments:
 
     def __init__(self, parts: int) -> None:
         """Of no vectors yet."""
-        self.count, self.square, self.sum = [0] * parts, [0.0] * parts, [0.0] * parts
+        self.count, self.square = [0] * parts, [0.0] * parts
+        self.sum: list[Any] = [0.0] * parts
 
     def add(self, part: int, vector: Tensor) -> None:
         """Count a vector in."""

@@ -43,7 +43,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
 # under its guidance, in fewer steps.
-FEWER = {"ImagicOptimizeEmbedding": {"steps": 50}, "ImagicFinetuneModel": {"steps": 50}}
+FEWER: dict[str, Any] = {
+    "ImagicOptimizeEmbedding": {"steps": 50}, "ImagicFinetuneModel": {"steps": 50},
+}
 LARGEST = 60_000
 GUIDE = "../web/docs/eta"
 
@@ -64,8 +66,8 @@ class Studio:
         for node in prompt.values():
             own = {k: sentences[0] for k, value in node["inputs"].items() if value in shared}
             node["inputs"].update(own)
-        for node, sentence in zip(nodes_of(prompt, "CLIPTextEncode"), sentences, strict=False):
-            prompt[node]["inputs"]["text"] = sentence
+        for key, sentence in zip(nodes_of(prompt, "CLIPTextEncode"), sentences, strict=False):
+            prompt[key]["inputs"]["text"] = sentence
         return prompt
 
     def run(self, prompt: Prompt, *kinds: str) -> list[Image.Image]:

@@ -54,10 +54,11 @@ def make_base(
         link_folder(folder / "custom_nodes" / other.name, other)
     for checkpoint in checkpoints:
         put_file(checkpoint, folder / "models/checkpoints" / checkpoint.name)
-    for file in models.glob("*/*") if models else ():
-        target = folder / "models" / file.relative_to(models)
-        target.parent.mkdir(exist_ok=True)
-        put_file(file, target)
+    if models:
+        for file in models.glob("*/*"):
+            target = folder / "models" / file.relative_to(models)
+            target.parent.mkdir(exist_ok=True)
+            put_file(file, target)
 
 
 def put_file(source: Path, target: Path) -> None:

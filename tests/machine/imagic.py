@@ -171,7 +171,16 @@ class Pack:
         losses = []
 
         class Probe(comfy.samplers.Sampler):
-            def sample(self, wrap, sigmas, extra_args, callback, noise, latent_image, *_):
+            def sample(
+                self,
+                wrap: Any,
+                sigmas: Any,
+                extra_args: Any,
+                callback: Any,
+                noise: Any,
+                latent_image: torch.Tensor,
+                *_: Any,
+            ) -> torch.Tensor:
                 sampling = wrap.inner_model.model_sampling
                 generator = torch.Generator().manual_seed(1234)
                 fixed = core.draw(

@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 # This folder itself must not be on the path: its modules are named within tedbench.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -84,7 +85,7 @@ def run(given: argparse.Namespace) -> int:
         missing = [n for n in ("ImagicOptimizeEmbedding", "ImagicFinetuneModel") if n not in nodes]
         if missing:
             raise Unusable(f"{server.url} does not have this pack: no {', '.join(missing)}")
-    trained = {}
+    trained: dict[str, Any] = {}
     for stage, node in (
         ("optimize", "ImagicOptimizeEmbedding"), ("finetune", "ImagicFinetuneModel")
     ):  # fmt: skip

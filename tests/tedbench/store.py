@@ -7,7 +7,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def write(file: Path, content: bytes) -> None:
 def is_blank(picture: bytes) -> bool:
     """Whether a picture is of one colour: what is left of a sampling that ended in NaN."""
     with Image.open(io.BytesIO(picture)) as opened:
-        return all(low == high for low, high in opened.convert("RGB").getextrema())
+        return opened.convert("RGB").getcolors(1) is not None
 
 
 class Store:
@@ -100,7 +100,7 @@ class Store:
         write(self.folder / "scores" / f"{name}.json", json.dumps(scores, indent=1).encode())
 
     def pictures_of(
-        self, name: str, settings: dict[str, Iterable[str]]
+        self, name: str, settings: Mapping[str, Iterable[str]]
     ) -> list[tuple[str, str, str]]:
         """Method, setting and SHA-256 of an edit's pictures, of the methods that are done."""
         return [
