@@ -1,6 +1,6 @@
 """What each model family learns, by each method and in each number format, and what is kept of it.
 
-    python tests/benchmarks/families.py --json OUT.json [--markdown OUT.md]
+    python tests/benchmarks/families.py [--json OUT.json] [--markdown OUT.md]
                      [--families NAME ...] [--methods NAME ...] [--dtypes NAME ...]
 
 Equation 3 on the same fixed noise, four times: for the target's embedding, for the optimised one,
@@ -10,15 +10,12 @@ returned MODEL has what was learned, not how well real models do. The JSON file 
 each row; rows that it has are not run again.
 """
 
-import argparse
 import importlib
 import json
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -29,8 +26,11 @@ from machine.environment import in_host
 if __name__ == "__main__":
     in_host()
 
+import torch
 from families import kinds
-from machine.pack_in_host import load_pack
+from machine import imagic
+
+from benchmarks import command
 
 STEPS, BATCH, DRAWS = 8, 2, 4
 RATE_A = 2e-2
@@ -39,18 +39,16 @@ DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
 COLUMNS = ("start", "after A", "after B", "returned MODEL")
 
 
-def rows(pack: ModuleType, name: str, dtype: str, methods: list[str]) -> dict[str, dict[str, Any]]:
+def rows(
+    nodes: imagic.Pack, name: str, dtype: str, methods: list[str]
+) -> dict[str, dict[str, Any]]:
     """Losses of one family in one number format, method by method."""
-    import torch
-    from host import imagic
-
-    nodes = imagic.Pack(pack)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            family, model = imagic.load_family(name, Path(folder), dtype=getattr(torch, dtype))
+            family, model = kinds.load(name, Path(folder), dtype=getattr(torch, dtype))
     except NotImplementedError as error:  # the host makes no x4 upscaler in float8
         return {method: {"not loaded": f"{error!s:.200}"} for method in methods}
-    predicts = imagic.PREDICTS[family.prediction]
+    predicts = family.predicts
     with torch.inference_mode():
         target, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
     if "noise_augmentation" in target[0][1]:
@@ -93,8 +91,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run what the file lacks, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = command.parser(__doc__, "families")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument(
         "--families", nargs="*", choices=kinds.FAMILIES, default=list(kinds.FAMILIES)
@@ -103,18 +100,18 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
     arguments = parser.parse_args()
     results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    pack = load_pack(Path(os.environ["COMFYUI_PATH"]))
+    nodes = imagic.start(command.comfyui())
     for dtype in arguments.dtypes:
         for name in arguments.families:
             wanted = [m for m in arguments.methods if f"{name}/{m}/{dtype}" not in results]
             if not wanted:
                 continue
-            for method, row in rows(pack, name, dtype, wanted).items():
+            for method, row in rows(nodes, name, dtype, wanted).items():
                 results[f"{name}/{method}/{dtype}"] = row
                 print(name, method, dtype, json.dumps(row), flush=True)
             importlib.import_module("comfy.model_management").unload_all_models()
             # after every model, so that a run cut short is not lost
-            arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+            command.write(arguments.json, results)
     order = list(kinds.FAMILIES)
     results = dict(sorted(results.items(), key=lambda item: order.index(item[0].split("/")[0])))
     print(table(results))

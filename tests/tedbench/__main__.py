@@ -33,7 +33,7 @@ if __name__ == "__main__":
 from tedbench import answers, benchmark, curves, page, protocol, scores
 from tedbench.farm import Farm
 from tedbench.protocol import METHODS, Protocol, ProtocolError
-from tedbench.servers import Server, Unusable, check, defaults
+from tedbench.servers import Unusable, Worker, check, defaults
 from tedbench.store import Store
 
 KNOWN = {f.name: f.default for f in dataclasses.fields(Protocol)}
@@ -84,7 +84,7 @@ def run(given: argparse.Namespace) -> int:
     """Run edits; return the exit code."""
     stop = threading.Event()
     edits = benchmark.choose(benchmark.read(given.tedbench), given.edits)
-    servers = [Server(url, stop) for url in dict.fromkeys(given.server)]
+    servers = [Worker(url, stop) for url in dict.fromkeys(given.server)]
     described = [server.describe() for server in servers]
     for server, nodes in zip(servers, described, strict=True):
         missing = [n for n in ("ImagicOptimizeEmbedding", "ImagicFinetuneModel") if n not in nodes]

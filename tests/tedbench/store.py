@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from tedbench.benchmark import Edit
+from tedbench.benchmark import Task
 
 
 def write(file: Path, content: bytes) -> None:
@@ -66,7 +66,7 @@ class Store:
         )
 
     def keep(
-        self, edit: Edit, method: str, pictures: dict[str, bytes], seen: bytes, **about: Any
+        self, edit: Task, method: str, pictures: dict[str, bytes], seen: bytes, **about: Any
     ) -> None:
         """Write a method's pictures, and its record last.
 
@@ -82,7 +82,7 @@ class Store:
         write(self.input(edit.picture.name), seen)
         self._note(edit, method, status="done", **about)
 
-    def fail(self, edit: Edit, method: str, error: str, **about: Any) -> None:
+    def fail(self, edit: Task, method: str, error: str, **about: Any) -> None:
         """Note that a method failed; the next run tries it again."""
         self._note(edit, method, status="failed", error=error, **about)
 
@@ -111,7 +111,7 @@ class Store:
             for setting in of_method
         ]  # fmt: skip
 
-    def _note(self, edit: Edit, method: str, **record: Any) -> None:
+    def _note(self, edit: Task, method: str, **record: Any) -> None:
         record = {"photograph": edit.picture.name, "text": edit.text, **record}
         file = self.folder / "records" / edit.name / f"{method}.json"
         write(file, json.dumps(record, indent=1).encode())
