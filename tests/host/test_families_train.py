@@ -17,7 +17,7 @@ def stage_a(nodes, loaded):
     family, model = loaded
     with torch.inference_mode():
         target, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
-    optimized, _ = nodes.optimize(model, target, image, 6, 2e-2, 0)
+    optimized, _ = nodes.optimize(model, target, image, 6, 2e-2, 0, batch_size=2)
     return nodes, target, image, optimized
 
 
@@ -45,7 +45,7 @@ def test_stage_b_then_c_then_the_hosts_sampler(loaded, stage_a, method):
     nodes, target, image, optimized = stage_a
     before, after_a = given.weights(model), nodes.loss(model, optimized, image, 4)
     tuned, lora, _ = nodes.finetune(
-        model, optimized, image, method, 6, RATES[method], 0, save_memory="on"
+        model, optimized, image, method, 6, RATES[method], 0, batch_size=2, save_memory="on"
     )
     assert nodes.loss(tuned, optimized, image, 4) < after_a
     (edit,) = nodes.interpolate(target, optimized, 0.7)

@@ -12,7 +12,7 @@ import torch
 
 from host import given
 
-STEPS, BATCH, SEED = 20, 2, 11
+STEPS, BATCH, SEED = 12, 2, 11
 RATE_A, RATE_B = 1e-2, 1e-4
 
 
