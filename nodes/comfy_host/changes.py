@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...imagic_core.finetune import Difference, LowRank
+from .bypass import put_beside
 from .rounding import rounded
 from .sockets import Model
 
@@ -23,17 +23,10 @@ def applied(patcher: Model, changes: Mapping[str, Difference | LowRank]) -> Iter
             layer = patcher.model.get_submodule(path)
             change.to(patcher.load_device)
             if isinstance(change, LowRank):
-                undo.callback(layer.register_forward_hook(_beside(change)).remove)
+                undo.callback(put_beside(layer, change))
             else:
                 undo.enter_context(_added(layer, name, AsStored(change, key)))
         yield
-
-
-def _beside(change: LowRank) -> Any:
-    def hook(layer: torch.nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        return change(layer, args[0], y)
-
-    return hook
 
 
 @contextmanager
