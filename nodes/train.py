@@ -17,7 +17,6 @@ from .errors import BadInputError, OutOfMemoryError
 from .progress import Reporter
 
 Result = TypeVar("Result")
-Changes = dict[str, torch.nn.Module]
 
 RECIPES = ("as set", "paper")
 DTYPES = {
@@ -60,7 +59,6 @@ def read_wires(
     Raises:
         BadInputError: something cannot be used; the message says what to do.
     """
-    comfy_host.check_trainable(model)
     sentence = comfy_host.read_sentence(socket, conditioning)
     return Wires(model, socket, sentence, comfy_host.read_photographs(model, image))
 
@@ -88,7 +86,7 @@ class Session:
         denoiser: the model, with ``changes`` applied to its weights.
         photographs: what is to be learned.
         embedding: of the sentence that is wired.
-        changes: of the weights, state dict key -> module; empty where the model stays as it is.
+        changes: of the weights, by state dict key; empty where the model stays as it is.
         settings: how long and how hard to train.
         on_step: reports a step, and raises when the user cancels.
     """
@@ -96,7 +94,7 @@ class Session:
     denoiser: comfy_host.HostDenoiser
     photographs: Photographs
     embedding: Embedding
-    changes: Changes
+    changes: comfy_host.Changes
     settings: Settings
     on_step: Callable[[Progress], None]
 
@@ -105,7 +103,7 @@ def train(
     wires: Wires,
     run: Run,
     stage: Callable[[Session], Result],
-    new_changes: Callable[[], Changes] = dict,
+    new_changes: Callable[[], comfy_host.Changes] = dict,
 ) -> Result:
     """Run a stage on what is wired.
 

@@ -7,6 +7,9 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 ``sockets``    CONDITIONING, LATENT and CLIP as they come in, read and checked
 ``denoiser``   the model as a ``Denoiser``
 ``trainable``  a loaded model made ready for training, and all of it undone
+``changes``    changes of the weights in training
+``bypass``     low-rank changes in a MODEL that is sampled
+``rounding``   how a changed weight is rounded to its number format
 ``weights``    which weights can move, and their changes before training
 ``lora``       LORA_MODEL: what was learned, in the host's key names
 ``identity``   what tells one model from another
@@ -36,14 +39,15 @@ from .sockets import (
     text_features,
     to_conditioning,
 )
-from .trainable import check_trainable, trainable
-from .weights import new_changes, weight_shapes
+from .trainable import trainable
+from .weights import Changes, new_changes, weight_shapes
 
 LOGGER = logging.getLogger("comfyui-imagic")
 """ComfyUI's console."""
 
 __all__ = [
     "LOGGER",
+    "Changes",
     "Conditioning",
     "HostDenoiser",
     "Latent",
@@ -53,7 +57,6 @@ __all__ = [
     "base_hash",
     "changes_to_lora",
     "check_lora",
-    "check_trainable",
     "combine",
     "context_width",
     "has_lora",

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from .lora import patch_tensors
+from .lora import carried, patch_tensors
 from .sockets import Model
 from .weights import weight_shapes
 
@@ -41,6 +41,8 @@ def base_hash(model: Model) -> str:
             digest.update(f"{key} {patch[0]}".encode())
             for tensor in patch_tensors(patch[1]):
                 digest.update(_sample(tensor.flatten()[:64]))
+    for name in sorted(carried(model)):
+        digest.update(name.encode())
     return digest.hexdigest()
 
 

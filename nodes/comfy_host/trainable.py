@@ -6,21 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import comfy.float
 import comfy.model_management
-import comfy.model_patcher
-import comfy.utils
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
 from ...imagic_core.edit import Sentence
+from ...imagic_core.finetune import Difference, LowRank
 from ...imagic_core.objective import Photographs
-from ..errors import BadInputError
+from .changes import applied
 from .denoiser import HostDenoiser
 from .sockets import Model
-
-string_to_seed = getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed
 
 
 @contextmanager
@@ -28,7 +25,7 @@ def trainable(
     model: Model,
     photographs: Photographs,
     sentence: Sentence,
-    changes: Mapping[str, torch.nn.Module] | None = None,
+    changes: Mapping[str, Difference | LowRank] | None = None,
     *,
     compute_dtype: torch.dtype | None = None,
     recompute: bool = False,
@@ -39,7 +36,7 @@ def trainable(
         model: MODEL; it is cloned.
         photographs: what is to be learned.
         sentence: the model is given its other entries.
-        changes: state dict key -> module that maps that weight to the changed weight.
+        changes: state dict key of a weight -> its change.
         compute_dtype: number format to compute in; None is the model's own.
         recompute: pass each block once more in the backward pass instead of keeping it.
 
@@ -66,25 +63,10 @@ def trainable(
         if recompute:
             undo.enter_context(_checkpointed(patcher.model.diffusion_model))
         if changes:
-            undo.enter_context(_changed_weights(patcher, changes))
+            undo.enter_context(applied(patcher, changes))
         photographs = photographs.to(patcher.load_device)
         dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
         yield HostDenoiser(patcher, photographs.x0, sentence.options, dtype), photographs
-
-
-def check_trainable(model: Model) -> None:
-    """Refuse a model whose weights cannot pass a gradient on.
-
-    Raises:
-        BadInputError: they are quantised.
-    """
-    for name, weight in model.model.diffusion_model.named_parameters():
-        if type(weight.data) is not Tensor or not weight.is_floating_point():
-            raise BadInputError(
-                f"'model' is quantised ({name} is a {type(weight.data).__name__} of "
-                f"{weight.dtype}), which no gradient passes; load the model in float32, float16, "
-                "bfloat16 or plain float8 instead."
-            )
 
 
 def _trainable_clone(model: Model) -> Model:
@@ -134,8 +116,16 @@ def _frozen_weights(model: torch.nn.Module) -> Iterator[None]:
 
 def _ordinary(tensor: Tensor) -> Tensor:
     data = tensor.detach()
-    alias = torch.empty(0, dtype=data.dtype, device=data.device)
-    alias.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
+    if is_traceable_wrapper_subclass(data):
+        # A quantised weight: the numbers that it is made of, each by itself.
+        names, about = data.__tensor_flatten__()
+        inner = {name: _ordinary(getattr(data, name)) for name in names}
+        alias = type(data).__tensor_unflatten__(inner, about, data.size(), data.stride())
+    elif type(data) is Tensor:
+        alias = torch.empty(0, dtype=data.dtype, device=data.device)
+        alias.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
+    else:
+        return tensor  # another pack's, which makes ordinary tensors of it in every forward
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(alias, requires_grad=False)
     return alias
@@ -198,52 +188,3 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
-
-
-@contextmanager
-def _changed_weights(patcher: Model, changes: Mapping[str, torch.nn.Module]) -> Iterator[None]:
-    """Pass weights through their changes in every forward, as the host does with its wrappers."""
-    before: list[tuple[torch.nn.Module, str, bool, list[Any]]] = []
-    try:
-        for key, change in changes.items():
-            path, name = key.rsplit(".", 1)
-            module = patcher.model.get_submodule(path)
-            functions = f"{name}_function"
-            present = getattr(module, functions)
-            before.append((module, functions, functions in vars(module), present))
-            stored = getattr(module, name).dtype
-            change.to(patcher.load_device)
-            setattr(module, functions, [*present, _AsStored(change, key, stored)])
-        yield
-    finally:
-        for module, functions, own, present in reversed(before):
-            if own:
-                setattr(module, functions, present)
-            else:
-                delattr(module, functions)
-
-
-class _AsStored:
-    """Applies a change as the host's sampler will have it: rounded to the stored number format.
-
-    Differences are added in float32 and rounded when the host patches the model. Training through
-    the same rounding (with the gradient passing straight through) is what makes the loss at the
-    end of training the loss of the returned MODEL.
-    """
-
-    def __init__(self, change: torch.nn.Module, key: str, stored: torch.dtype) -> None:
-        self.change, self.seed, self.stored = change, string_to_seed(key), stored
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        changed = self.change(weight.float())
-        if self.stored != torch.float32:
-            rounded = comfy.float.stochastic_rounding(
-                changed.detach().clone(), self.stored, seed=self.seed
-            )
-            changed = changed + (rounded.to(changed) - changed).detach()
-        return changed.to(weight.dtype)
-
-    def move_to(self, device: torch.device) -> int:
-        """The host moves its weight functions along with the model."""
-        self.change.to(device)
-        return 0

@@ -144,15 +144,16 @@ def test_page_is_made_of_what_was_run(finished: Path) -> None:
     assert len(list((finished / "page" / "pictures").glob("*.png"))) == 12
 
 
-def test_what_was_scored_is_scored_again_the_same(
+def test_what_was_just_scored_is_scored_again_the_same(
     finished: Path, server: Server, tiny_checkpoint: Path
 ) -> None:
-    """The server has it all in its cache, from where it does not send the numbers."""
-    before = {f: f.read_bytes() for f in (finished / "scores").iterdir()}
-    for file in before:
+    """The second time the server has it all in its cache, from where it sends no numbers."""
+    file = next((finished / "scores").iterdir())
+    before = file.read_bytes()
+    for _ in range(2):
         file.unlink()
-    run(finished.parent / "tedbench", finished, server, tiny_checkpoint)
-    assert {f: f.read_bytes() for f in (finished / "scores").iterdir()} == before
+        run(finished.parent / "tedbench", finished, server, tiny_checkpoint)
+        assert file.read_bytes() == before
 
 
 def test_scoring_with_clip_is_wired_as_the_server_wants_it(
