@@ -121,11 +121,12 @@ def _ordinary(tensor: Tensor) -> Tensor:
         names, about = data.__tensor_flatten__()
         inner = {name: _ordinary(getattr(data, name)) for name in names}
         alias = type(data).__tensor_unflatten__(inner, about, data.size(), data.stride())
-    elif type(data) is Tensor:
+    else:
         alias = torch.empty(0, dtype=data.dtype, device=data.device)
         alias.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
-    else:
-        return tensor  # another pack's, which makes ordinary tensors of it in every forward
+        if type(data) is not Tensor:  # another pack's, which knows more of it
+            alias = alias.as_subclass(type(data))
+            vars(alias).update(vars(data))
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(alias, requires_grad=False)
     return alias

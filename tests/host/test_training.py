@@ -271,18 +271,6 @@ def test_bad_input_is_refused_before_the_long_work(nodes, model, case, monkeypat
     given.assert_weights(model, before)
 
 
-def test_a_quantised_model_is_refused(nodes, comfy, tiny_checkpoint):
-    quantised = given.load(tiny_checkpoint)
-    with torch.inference_mode():
-        layer = quantised.model.diffusion_model.time_embed[0]
-        layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
-    message = r"'model' is quantised \(time_embed.0.weight .*int8\).*load"
-    with pytest.raises(ValueError, match=f"^Imagic Optimize Embedding: {message}"):
-        nodes.optimize(quantised, given.conditioning(), given.latent(), 1, RATE, 0)
-    with pytest.raises(ValueError, match=f"^Imagic Fine-tune Model: {message}"):
-        nodes.finetune(quantised, given.conditioning(), given.latent(), "lora", 1, 1e-3, 0)
-
-
 def test_interpolation_carries_everything_through(nodes):
     target, optimized = given.conditioning(0), given.conditioning(1)
     target[0][1]["guidance"] = 3.5
