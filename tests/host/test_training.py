@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -75,12 +77,12 @@ def test_learning_rate_zero_changes_nothing(nodes, model):
 def test_what_comes_in_is_not_altered(nodes, model):
     target, latent = given.conditioning(), given.latent()
     latent["noise_mask"] = torch.ones(1, 64, 64)
-    before, had = given.weights(model), given.snapshot(target, latent)
+    before, had = given.weights(model), deepcopy((target, latent))
     optimized, _ = nodes.optimize(model, target, latent, 2, RATE, 0)
-    kept = given.snapshot(optimized)
+    kept = deepcopy(optimized)
     nodes.finetune(model, optimized, latent, "lora", 2, 1e-3, 0)
     nodes.interpolate(target, optimized, 0.5)
-    assert given.unchanged(had, target, latent) and given.unchanged(kept, optimized)
+    given.assert_same((target, latent, optimized), (*had, kept))
     given.assert_weights(model, before)
 
 
