@@ -1,6 +1,6 @@
 """What each model family learns, by each method and in each number format, and what is kept of it.
 
-    COMFYUI_PATH=... python tests/benchmarks/families.py --json OUT.json [--markdown OUT.md]
+    python tests/benchmarks/families.py [--json OUT.json] [--markdown OUT.md]
                      [--families NAME ...] [--methods NAME ...] [--dtypes NAME ...]
 
 Equation 3 on the same fixed noise, four times: for the target's embedding, for the optimised one,
@@ -18,15 +18,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-from families import kinds  # noqa: E402
-from machine import imagic  # noqa: E402
+from machine.environment import in_host
 
-from benchmarks import command  # noqa: E402
+if __name__ == "__main__":
+    in_host()
+
+import torch
+from families import kinds
+from machine import imagic
+
+from benchmarks import command
 
 STEPS, BATCH, DRAWS = 8, 2, 4
 RATE_A = 2e-2
@@ -87,7 +91,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run what the file lacks, print the table."""
-    parser = command.parser(__doc__)
+    parser = command.parser(__doc__, "families")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument(
         "--families", nargs="*", choices=kinds.FAMILIES, default=list(kinds.FAMILIES)
@@ -96,7 +100,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
     arguments = parser.parse_args()
     results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    nodes = imagic.start(command.comfyui(parser, arguments))
+    nodes = imagic.start(command.comfyui())
     for dtype in arguments.dtypes:
         for name in arguments.families:
             wanted = [m for m in arguments.methods if f"{name}/{m}/{dtype}" not in results]
@@ -107,7 +111,7 @@ def main() -> None:
                 print(name, method, dtype, json.dumps(row), flush=True)
             importlib.import_module("comfy.model_management").unload_all_models()
             # after every model, so that a run cut short is not lost
-            arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+            command.write(arguments.json, results)
     order = list(kinds.FAMILIES)
     results = dict(sorted(results.items(), key=lambda item: order.index(item[0].split("/")[0])))
     print(table(results))
