@@ -7,6 +7,11 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 ``sockets``    CONDITIONING, LATENT and CLIP as they come in, read and checked
 ``denoiser``   the model as a ``Denoiser``
 ``trainable``  a loaded model made ready for training, and all of it undone
+``probe``      its first passes, which tell what is wrong
+``wrappers``   what other nodes have put around its passes
+``kernels``    kernels with a backward pass
+``recompute``  blocks passed once more instead of kept
+``in_place``   what is kept of a network that changes it in place
 ``weights``    which weights can move, and their changes before training
 ``lora``       LORA_MODEL: what was learned, in the host's key names
 ``identity``   what tells one model from another
@@ -15,7 +20,7 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 
 import logging
 
-from .denoiser import HostDenoiser, to_device
+from .denoiser import HostDenoiser, to_device, training_sigmas
 from .identity import base_hash, context_width, model_kind
 from .lora import (
     Lora,
@@ -26,6 +31,7 @@ from .lora import (
     lora_by_part,
     rounded,
 )
+from .probe import DoesNotFitError
 from .sockets import (
     Conditioning,
     Latent,
@@ -45,6 +51,7 @@ LOGGER = logging.getLogger("comfyui-imagic")
 __all__ = [
     "LOGGER",
     "Conditioning",
+    "DoesNotFitError",
     "HostDenoiser",
     "Latent",
     "Lora",
@@ -67,5 +74,6 @@ __all__ = [
     "to_conditioning",
     "to_device",
     "trainable",
+    "training_sigmas",
     "weight_shapes",
 ]

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from families import kinds
+from families.newer import NEWER
 from losses import mean_loss
 
 Result = tuple[Any, ...]
 
-PREDICTS = {"EPS": "noise", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
+PREDICTS = {
+    "EPS": "noise", "V_PREDICTION": "v", "V_PREDICTION_DDPM": "v", "V_PREDICTION_EDM": "v",
+    "EDM": "v", "FLOW": "flow", "FLUX": "flow", "FLOW_COSMOS": "rectified",
+}  # fmt: skip
 """What a network puts out, by the host's name for the kind of model."""
 
 
@@ -50,7 +54,13 @@ class Pack:
             return mean_loss(core, denoiser, photographs, text.embedding, fixed)
 
     def gradients(
-        self, model: Any, conditioning: Any, latent: Any, *, recompute: bool = False
+        self,
+        model: Any,
+        conditioning: Any,
+        latent: Any,
+        *,
+        recompute: bool = False,
+        at_once: int = 2,
     ) -> dict[str, torch.Tensor]:
         """Of equation 3 by the embedding and by every weight, on the same two draws in every call.
 
@@ -68,11 +78,11 @@ class Pack:
                 leaves = [t.detach().clone().requires_grad_() for t in text.embedding.tensors()]
                 fixed = torch.Generator().manual_seed(1234)
                 draws = core.draw(denoiser.sigmas, photographs, 2, fixed)
-                losses, _ = core.reconstruction_loss(
-                    denoiser, photographs, core.Embedding(*leaves), draws
-                )
-                losses.mean().backward()
-        named = dict(zip(("tokens", "pooled"), leaves, strict=False))
+                embedding = text.embedding.with_tensors(leaves)
+                for part in draws.split(at_once):
+                    losses, _ = core.reconstruction_loss(denoiser, photographs, embedding, part)
+                    (losses.sum() / len(draws)).backward()
+        named = dict(embedding.named())
         named |= {name: change.difference for name, change in changes.items()}
         return {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}
 
@@ -81,27 +91,30 @@ class Pack:
     ) -> float:
         """The same, asked of the host's own sampling instead of the pack's denoiser.
 
-        ``predicts`` is what the model's network puts out: `noise`, `flow` or `v`.
+        ``predicts`` is what the model's network puts out, one of ``PREDICTS``.
         """
         import comfy.samplers
 
-        core = self.module.imagic_core.objective
+        core, host = self.module.imagic_core.objective, self.host
         losses = []
 
         class Probe(comfy.samplers.Sampler):
             def sample(self, wrap, sigmas, extra_args, callback, noise, latent_image, *_):
                 sampling = wrap.inner_model.model_sampling
                 generator = torch.Generator().manual_seed(1234)
-                fixed = core.draw(
-                    sampling.sigmas, core.Photographs(latent_image), draws, generator
-                )
+                sigmas = host.training_sigmas(sampling)
+                fixed = core.draw(sigmas, core.Photographs(latent_image), draws, generator)
                 for one in fixed.split(1):
                     noisy = sampling.noise_scaling(
-                        one.sigma.view(1, 1, 1, 1), one.noise, latent_image, False
+                        core.append_dims(one.sigma, one.noise), one.noise, latent_image, False
                     )
                     x0 = wrap(noisy, one.sigma, **extra_args)
                     # How far x0 moves with the network's output, as the literature has it.
-                    scale = one.sigma / (one.sigma**2 + 1) ** 0.5 if predicts == "v" else one.sigma
+                    spread = getattr(sampling, "sigma_data", 1.0)
+                    scale = {
+                        "v": spread * one.sigma / (one.sigma**2 + spread**2) ** 0.5,
+                        "rectified": one.sigma / (one.sigma + 1),
+                    }.get(predicts, one.sigma)
                     losses.append((((x0 - latent_image) / scale) ** 2).mean().item())
                 return latent_image
 
@@ -172,9 +185,9 @@ def load_family(name: str, folder: Path, **model_options: Any) -> tuple[kinds.Fa
     """A model family and its tiny MODEL, as UNETLoader makes it; ``folder`` is left empty."""
     import comfy.sd
 
-    family = kinds.FAMILIES[name]
+    family = (kinds.FAMILIES | NEWER)[name]
     path = folder / f"{name}.safetensors"
-    with kinds.small_constants():
+    with kinds.small_constants(), family.taken():
         family.build(path)
         with torch.inference_mode():
             model = comfy.sd.load_diffusion_model(str(path), model_options=model_options)
