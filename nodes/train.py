@@ -61,6 +61,14 @@ def read_wires(
         BadInputError: something cannot be used; the message says what to do.
     """
     comfy_host.check_trainable(model)
+    distilled = comfy_host.distilled_steps(model)
+    if distilled:
+        comfy_host.LOGGER.warning(
+            "'model' is distilled to few steps (%s), and training wears that off: sample the edit "
+            "with the steps and the cfg of the model that it was distilled from, or lower the "
+            "strength of what is learned (Imagic Fine-tune Strength)",
+            distilled,
+        )
     sentence = comfy_host.read_sentence(socket, conditioning)
     return Wires(model, socket, sentence, comfy_host.read_photographs(model, image))
 

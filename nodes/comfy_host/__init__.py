@@ -21,7 +21,7 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 import logging
 
 from .denoiser import HostDenoiser, to_device, training_sigmas
-from .identity import base_hash, context_width, model_kind
+from .identity import base_hash, context_width, distilled_steps, model_kind
 from .lora import (
     Lora,
     apply_lora,
@@ -63,6 +63,7 @@ __all__ = [
     "check_trainable",
     "combine",
     "context_width",
+    "distilled_steps",
     "has_lora",
     "lora_by_part",
     "model_kind",

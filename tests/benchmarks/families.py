@@ -107,9 +107,9 @@ def table(results: dict[str, Row]) -> str:
     for key, row in results.items():
         name, method, dtype = key.split("/")
         cells = [FAMILIES[name].title, method, dtype]
-        reason = next((f"{k}: {row[k]}" for k in ("not there", "refused", "failed") if k in row), "")
-        if reason:
-            cells += [reason.replace("\n", " "), *[""] * (len(head) - 4)]
+        reasons = [f"{k}: {row[k]}" for k in ("not there", "refused", "failed") if k in row]
+        if reasons:
+            cells += [reasons[0].replace("\n", " "), *[""] * (len(head) - 4)]
         else:
             losses = [row[c] for c in LOSSES]
             # As a share of what fine-tuning gained, over what it started from.
