@@ -79,21 +79,23 @@ def _darker(kind, model):
 
 
 @pytest.mark.parametrize("kind", ["function", "apply", "network"])
-def test_functions_around_the_model_count_as_they_do_when_sampled(nodes, small, kind):
-    model, target, image = small
+def test_functions_around_the_model_count_as_they_do_when_sampled(nodes, model, kind):
+    target, image = imagic.conditioning(), imagic.latent()
     darker = _darker(kind, model)
     plain, changed = nodes.loss(model, target, image, 4), nodes.loss(darker, target, image, 4)
     assert changed != pytest.approx(plain, rel=1e-2)
-    assert changed == pytest.approx(nodes.sampled_loss(darker, target, image, 4), rel=1e-3)
+    assert changed == pytest.approx(
+        nodes.sampled_loss(darker, target, image, 4, "noise"), rel=1e-3
+    )
     optimized, _ = nodes.optimize(darker, target, image, 4, 2e-2, 0)
     assert nodes.loss(darker, optimized, image, 4) < changed
 
 
 @pytest.mark.parametrize("key", ["easycache", "torch.compile"])
-def test_functions_that_only_save_time_are_passed_over(nodes, small, key):
+def test_functions_that_only_save_time_are_passed_over(nodes, model, key):
     from comfy.patcher_extension import WrappersMP
 
-    model, target, image = small
+    target, image = imagic.conditioning(), imagic.latent()
     quick = model.clone()
 
     def stale(run, x, *args, **kwargs):
