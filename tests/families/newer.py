@@ -174,7 +174,7 @@ NEWER: dict[str, Family] = {
         _family(
             "z_image", "Z-Image", "ZImage", "FLOW", lambda: _lumina(3840), 16,
             model_class="Lumina2",
-            sizes={"dim": 128, "n_heads": 1, "n_kv_heads": 1, "n_refiner_layers": 1},
+            sizes={"dim": 256, "n_heads": 2, "n_kv_heads": 2, "n_refiner_layers": 1},
         ),
         _family(
             "omnigen2", "OmniGen2", "Omnigen2", "FLOW",
@@ -183,6 +183,7 @@ NEWER: dict[str, Family] = {
                 "hidden_size": 120, "num_attention_heads": 1, "num_kv_heads": 1, "num_layers": 2,
                 "num_refiner_layers": 1, "text_feat_dim": W,
             },
+            entries={"attention_mask": _ones(16)},
         ),
         _family(
             "qwen_image", "Qwen-Image", "QwenImage", "FLUX",
@@ -283,7 +284,7 @@ NEWER: dict[str, Family] = {
                 "transformer_blocks.0.attn2.to_k.weight": _shape(2048, 2048),
                 "transformer_blocks.1.": _shape(1),
             },
-            128, downscale=32,
+            128, downscale=32, entries={"attention_mask": _ones(16)},
             sizes={"num_attention_heads": 2, "cross_attention_dim": 128, "caption_channels": W},
         ),
         _family(
@@ -375,6 +376,7 @@ NEWER: dict[str, Family] = {
                 "time_caption_embed.caption_embedder.0.weight": _shape(W),
             },
             16, sizes={"num_attention_heads": 1, "num_kv_heads": 1},
+            entries={"attention_mask": _ones(16)},
         ),
         _family(
             "ideogram4", "Ideogram 4", "Ideogram4", "FLOW",

@@ -93,6 +93,7 @@ class Pack:
 
         ``predicts`` is what the model's network puts out, one of ``PREDICTS``.
         """
+        import comfy.sample
         import comfy.samplers
 
         core, host = self.module.imagic_core.objective, self.host
@@ -122,7 +123,8 @@ class Pack:
             guider = comfy.samplers.CFGGuider(model)
             guider.set_conds(conditioning, conditioning)
             guider.set_cfg(1.0)
-            samples = latent["samples"]
+            # As the host's sampling nodes do: video models want a frame.
+            samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
             guider.sample(
                 torch.zeros_like(samples), samples, Probe(), torch.tensor([1.0, 0.0]), seed=0
             )
