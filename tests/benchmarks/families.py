@@ -82,22 +82,31 @@ def _checks(
     nodes: Any, model: Any, target: Any, optimized: Any, image: Any
 ) -> tuple[str, float, float]:
     """Of the text what moved, and the gradients' relative distances."""
-    from host import imagic
-
     before, after = (
         nodes.host.read_sentence("text", c).embedding.named() for c in (target, optimized)
     )
     learned = {name: bool((after[name] != before[name]).any()) for name in before}
+    text = ", ".join(name if moved else f"not {name}" for name, moved in learned.items())
+    return text, *gradients_apart(nodes, model, target, image)
+
+
+def gradients_apart(nodes: Any, model: Any, target: Any, image: Any) -> tuple[float, float]:
+    """How far gradients of recomputed blocks, and of one draw at a time, are from the plain ones.
+
+    Norm of the difference, all gradients taken as one vector, in the norm of the plain ones.
+    """
+    from host import imagic
+
     kept = nodes.gradients(model, target, image)
-    apart = []
-    for other in ({"recompute": True}, {"at_once": 1}):
+    names = list(kept)
+
+    def apart(**other: Any) -> float:
         found = nodes.gradients(model, target, image, **other)
-        names = list(kept)
         if list(found) != names:
             raise AssertionError(f"gradients of {set(found) ^ set(kept)} are missing")
-        apart.append(imagic.apart([found[n] for n in names], [kept[n] for n in names]))
-    text = ", ".join(name if moved else f"not {name}" for name, moved in learned.items())
-    return text, *apart
+        return imagic.apart([found[n] for n in names], [kept[n] for n in names])
+
+    return apart(recompute=True), apart(at_once=1)
 
 
 def table(results: dict[str, Row]) -> str:

@@ -87,11 +87,17 @@ class Pack:
         return {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}
 
     def sampled_loss(
-        self, model: Any, conditioning: Any, latent: Any, draws: int = 16, predicts: str = "flow"
+        self,
+        model: Any,
+        conditioning: Any,
+        latent: Any,
+        draws: int = 16,
+        predicts: str | None = "flow",
     ) -> float:
         """The same, asked of the host's own sampling instead of the pack's denoiser.
 
-        ``predicts`` is what the model's network puts out, one of ``PREDICTS``.
+        ``predicts`` is what the model's network puts out, one of ``PREDICTS``; None measures how
+        far x0 moves with it.
         """
         import comfy.sample
         import comfy.samplers
@@ -115,6 +121,7 @@ class Pack:
                     scale = {
                         "v": spread * one.sigma / (one.sigma**2 + spread**2) ** 0.5,
                         "rectified": one.sigma / (one.sigma + 1),
+                        None: _slope(sampling, one.sigma),
                     }.get(predicts, one.sigma)
                     losses.append((((x0 - latent_image) / scale) ** 2).mean().item())
                 return latent_image
@@ -142,7 +149,7 @@ class Pack:
         rate: float,
         batch_size: int = 4,
         draws: int = 8,
-        predicts: str = "flow",
+        predicts: str | None = "flow",
     ) -> tuple[float, float, float]:
         """The loss before, at the end of fine-tuning, and of the returned MODEL.
 
@@ -171,6 +178,12 @@ class Pack:
         handed_over = self.sampled_loss(tuned, text, latent, draws, predicts)
         assert self.sampled_loss(model, text, latent, draws, predicts) == before
         return before, ended, handed_over
+
+
+def _slope(sampling: Any, sigma: torch.Tensor) -> torch.Tensor:
+    one = torch.ones(1, 1, device=sigma.device)
+    none, all_of_it = (sampling.calculate_denoised(sigma, x * one, one) for x in (0, 1))
+    return all_of_it - none
 
 
 def load(checkpoint: Any, **model_options: Any) -> Any:
