@@ -29,8 +29,8 @@ def differentiable_kernels() -> Iterator[None]:
         # It records the first pass and breaks on another.
         if hasattr(comfy.cli_args.args, "disable_comfy_compiler"):
             undo.enter_context(_replaced(comfy.cli_args.args, "disable_comfy_compiler", True))
-        # Compiled blocks compute the same; what they keep for the backward pass is another.
-        if hasattr(torch.compiler, "set_stance"):
+        # Compiled blocks compute the same, but keep other tensors for the backward pass.
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             undo.enter_context(torch.compiler.set_stance("force_eager"))
         for name, eager in _kitchen():
             fast = getattr(torch.ops.comfy_kitchen, name)

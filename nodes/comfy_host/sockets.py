@@ -57,14 +57,15 @@ def read_sentence(socket: str, conditioning: Conditioning) -> Sentence:
             raise BadInputError(
                 f"'{socket}' carries '{key}', which Imagic cannot learn through; {remedy}."
             )
-    if tokens is None or not torch.isfinite(tokens).all():
+    more = [name for name in sorted(entries) if _is_text(name, entries[name])]
+    texts = (tokens, *(entries[name] for name in more))
+    if tokens is None or not all(torch.isfinite(text).all() for text in texts):
         raise BadInputError(
             f"'{socket}' has no finite text embedding (found "
             f"{'none' if tokens is None else 'NaN or infinity'}); connect a CLIP Text Encode node "
             "whose CLIP belongs to this model."
         )
     pooled = entries.get("pooled_output")
-    more = [name for name in sorted(entries) if _is_text(name, entries[name])]
     with torch.inference_mode(False):
         embedding = Embedding(
             tokens.clone(),

@@ -86,7 +86,7 @@ def attention_patches(model: Any) -> Any:
 def compiled_block(model: Any) -> Any:
     """One block by torch.compile, as packs do that compile block by block."""
     model = model.clone()
-    name = "diffusion_model.middle_block"
+    name = "diffusion_model.joint_blocks.0"
     model.add_object_patch(
         name, torch.compile(model.get_model_object(name), backend="eager")
     )
@@ -128,7 +128,7 @@ OPTIONS: dict[str, tuple[str, Change]] = {
     "model function wrapper": ("sd15", function_wrapper),
     "APPLY_MODEL wrapper": ("sd15", _wrapper("apply_model")),
     "DIFFUSION_MODEL wrapper": ("sd15", _wrapper("diffusion_model")),
-    "compiled block": ("sd15", compiled_block),
+    "compiled block": ("sd3", compiled_block),
     "TorchCompileModel": ("sd15", _by_node("nodes_torch_compile", "TorchCompileModel", "eager")),
     "EasyCache": ("sd15", _by_node("nodes_easycache", "EasyCacheNode", 0.2, 0.15, 0.95, False)),
     "RescaleCFG": ("sd15", _by_node("nodes_model_advanced", "RescaleCFG", 0.7)),
