@@ -10,7 +10,7 @@ from .objective import Embedding
 
 
 def interpolate(target: Embedding, optimized: Embedding, eta: float) -> Embedding:
-    """Equation 4: e = eta * e_tgt + (1 - eta) * e_opt, for the tokens and the pooled vector.
+    """Equation 4: e = eta * e_tgt + (1 - eta) * e_opt, for each tensor of the embedding.
 
     Args:
         target: e_tgt.
@@ -27,7 +27,7 @@ def interpolate(target: Embedding, optimized: Embedding, eta: float) -> Embeddin
 def project(target: Embedding, optimized: Embedding, identity: float, edit: float) -> Embedding:
     """Identity and edit strength apart: e = identity * e_opt + edit * (e_tgt orthogonal to e_opt).
 
-    Each token, and the pooled vector, is split by itself: what of the target's vector lies along
+    Each token, and each other vector, is split by itself: what of the target's vector lies along
     the optimised one says nothing new, and what is orthogonal to it is the edit. This is the
     vector projection of Forgedit (Zhang et al., 2023), not of the paper.
 
@@ -52,12 +52,10 @@ def project(target: Embedding, optimized: Embedding, identity: float, edit: floa
 def _combine(
     target: Embedding, optimized: Embedding, rule: Callable[[Tensor, Tensor], Tensor]
 ) -> Embedding:
-    shapes = [[tuple(t.shape) for t in e.tensors()] for e in (target, optimized)]
+    shapes = [{n: tuple(t.shape) for n, t in e.named().items()} for e in (target, optimized)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"target has the shape {shapes[0]} and optimized {shapes[1]}")
-    return Embedding(
-        *(
-            rule(tgt, opt.to(tgt))
-            for tgt, opt in zip(target.tensors(), optimized.tensors(), strict=True)
-        )
+        raise ValueError(f"target has the shapes {shapes[0]} and optimized {shapes[1]}")
+    learned = optimized.named()
+    return target.with_tensors(
+        rule(tensor, learned[name].to(tensor)) for name, tensor in target.named().items()
     )

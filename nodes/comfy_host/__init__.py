@@ -10,6 +10,11 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 ``changes``    changes of the weights in training
 ``bypass``     low-rank changes in a MODEL that is sampled
 ``rounding``   how a changed weight is rounded to its number format
+``probe``      its first passes, which tell what is wrong
+``wrappers``   what other nodes have put around its passes
+``kernels``    kernels with a backward pass
+``recompute``  blocks passed once more instead of kept
+``in_place``   what is kept of a network that changes it in place
 ``weights``    which weights can move, and their changes before training
 ``lora``       LORA_MODEL: what was learned, in the host's key names
 ``identity``   what tells one model from another
@@ -18,8 +23,8 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 
 import logging
 
-from .denoiser import HostDenoiser, to_device
-from .identity import base_hash, context_width, model_kind
+from .denoiser import HostDenoiser, to_device, training_sigmas
+from .identity import base_hash, context_width, distilled_steps, model_kind
 from .lora import (
     Lora,
     apply_lora,
@@ -29,6 +34,7 @@ from .lora import (
     lora_by_part,
     rounded,
 )
+from .probe import DoesNotFitError
 from .sockets import (
     Conditioning,
     Latent,
@@ -49,6 +55,7 @@ __all__ = [
     "LOGGER",
     "Changes",
     "Conditioning",
+    "DoesNotFitError",
     "HostDenoiser",
     "Latent",
     "Lora",
@@ -59,6 +66,7 @@ __all__ = [
     "check_lora",
     "combine",
     "context_width",
+    "distilled_steps",
     "has_lora",
     "lora_by_part",
     "model_kind",
@@ -70,5 +78,6 @@ __all__ = [
     "to_conditioning",
     "to_device",
     "trainable",
+    "training_sigmas",
     "weight_shapes",
 ]

@@ -19,6 +19,20 @@ def model_kind(model: Model) -> str:
     return type(model.model.model_config).__name__
 
 
+def distilled_steps(model: Model) -> str | None:
+    """What tells that the model was distilled to few steps; None where nothing of the host's does.
+
+    Of many such models, Lightning, Turbo or Klein, only the file's name tells, which nobody hands
+    on.
+    """
+    if model_kind(model) == "FluxSchnell":
+        return "Flux schnell"
+    # Of the host's model sampling for LCM.
+    if hasattr(model.get_model_object("model_sampling"), "skip_steps"):
+        return "LCM sampling"
+    return None
+
+
 def context_width(model: Model) -> int | None:
     """Width W of the tokens that the model takes; None where its configuration does not tell."""
     width = model.model.model_config.unet_config.get("context_dim")

@@ -18,7 +18,8 @@ from ...imagic_core.objective import Embedding, Photographs
 from ..errors import BadInputError
 
 Conditioning = list[list[Any]]
-"""CONDITIONING: entries [tokens [1, T, W], options], of which ``pooled_output`` is [1, P]."""
+"""CONDITIONING: entries [tokens [1, T, W], options], of which ``pooled_output`` is [1, P] and
+``conditioning_*`` what further text encoders gave."""
 
 Latent = Mapping[str, Any]
 """LATENT: ``samples`` [B, C, ...] and perhaps ``noise_mask``."""
@@ -56,7 +57,9 @@ def read_sentence(socket: str, conditioning: Conditioning) -> Sentence:
             raise BadInputError(
                 f"'{socket}' carries '{key}', which Imagic cannot learn through; {remedy}."
             )
-    if tokens is None or not torch.isfinite(tokens).all():
+    more = [name for name in sorted(entries) if _is_text(name, entries[name])]
+    texts = (tokens, *(entries[name] for name in more))
+    if tokens is None or not all(torch.isfinite(text).all() for text in texts):
         raise BadInputError(
             f"'{socket}' has no finite text embedding (found "
             f"{'none' if tokens is None else 'NaN or infinity'}); connect a CLIP Text Encode node "
@@ -64,14 +67,36 @@ def read_sentence(socket: str, conditioning: Conditioning) -> Sentence:
         )
     pooled = entries.get("pooled_output")
     with torch.inference_mode(False):
-        embedding = Embedding(tokens.clone(), None if pooled is None else pooled.clone())
-    return Sentence(embedding, {k: v for k, v in entries.items() if k != "pooled_output"})
+        embedding = Embedding(
+            tokens.clone(),
+            None if pooled is None else pooled.clone(),
+            {name: entries[name].clone() for name in more},
+        )
+    options = {k: v for k, v in entries.items() if k not in ("pooled_output", *more)}
+    return Sentence(embedding, options)
+
+
+def _is_text(name: str, entry: Any) -> bool:
+    """Whether an entry is a further embedding of the sentence, and not a picture or a number.
+
+    The model cannot tell, for all of them change what it predicts; the host's text encoders name
+    what they give beside the tokens `conditioning_ENCODER`.
+    """
+    is_tensor = isinstance(entry, Tensor) and entry.is_floating_point() and entry.ndim >= 2
+    return is_tensor and name.startswith("conditioning_")
+
+
+def conditioning_entry(embedding: Embedding, options: Mapping[str, Any]) -> list[Any]:
+    """An entry of a CONDITIONING."""
+    return [
+        embedding.tokens,
+        {**options, "pooled_output": embedding.pooled, **embedding.more},
+    ]
 
 
 def to_conditioning(sentence: Sentence) -> Conditioning:
     """The sentence as a CONDITIONING."""
-    embedding = sentence.embedding
-    return [[embedding.tokens, {**sentence.options, "pooled_output": embedding.pooled}]]
+    return [conditioning_entry(sentence.embedding, sentence.options)]
 
 
 def combine(

@@ -158,9 +158,48 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
 
 def test_another_version_is_refused(file):
     tensors, metadata = content(file)
-    save_file(tensors, file, metadata | {"version": "2"})
-    with pytest.raises(EditFileError, match="version '2', this pack reads '1'"):
+    save_file(tensors, file, metadata | {"version": "3"})
+    with pytest.raises(EditFileError, match="version '3', this pack reads 1 and 2"):
         edit_file.read(file)
+
+
+@pytest.fixture
+def wide(edit):
+    """An edit of a sentence that three text encoders have read."""
+
+    def more(sentence):
+        embedding = replace(sentence.embedding, more={"conditioning_x": torch.randn(1, 2, 5, 4)})
+        return sentence.with_embedding(embedding)
+
+    return replace(edit, target=more(edit.target), optimized=more(edit.optimized))
+
+
+def test_text_of_further_encoders_is_kept_in_version_2(tmp_path, file, edit, wide):
+    path = tmp_path / "wide.safetensors"
+    edit_file.write(path, wide)
+    assert_same(edit_file.read(path), wide)
+    assert "conditioning_x" in edit_file.read(path).target.embedding.more
+    assert content(path)[1]["version"] == "2"
+    # What older packs can read says so.
+    assert content(file)[1]["version"] == "1"
+    assert_same(edit_file.read(file), edit)
+
+
+@pytest.mark.parametrize("tampered", ["missing", "shape", "twice"])
+def test_text_of_further_encoders_is_checked(tmp_path, wide, tampered):
+    path = tmp_path / "wide.safetensors"
+    if tampered == "twice":
+        options = wide.target.options | {"conditioning_x": 1.0}
+        wide = replace(wide, target=replace(wide.target, options=options))
+    edit_file.write(path, wide)
+    tensors, metadata = content(path)
+    if tampered == "missing":
+        del tensors["target.text.conditioning_x"]
+    if tampered == "shape":
+        tensors["target.text.conditioning_x"] = torch.zeros(1, 3, 5, 4)
+    save_file(tensors, path, metadata)
+    with pytest.raises(EditFileError, match="a second time" if tampered == "twice" else "of shape"):
+        edit_file.read(path)
 
 
 def put(name, tensor):
