@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable
+from functools import wraps
+from numbers import Real
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..imagic_core.fit import Settings
+from .errors import BadInputError
 from .train import DTYPES, RECIPES, SAVE_MEMORY
 
 CATEGORY = "Imagic"
@@ -82,3 +90,43 @@ def optional_training_inputs(default: Settings, paper: Settings) -> list[io.Inpu
             "less memory, about a third slower, same result. auto does so when memory runs out.",
         ),
     ]
+
+
+Execute = Callable[..., io.NodeOutput]
+
+
+def checked(execute: Execute) -> Execute:
+    """Decorates ``execute``: numbers and choices are what the node's face offers.
+
+    ComfyUI does not check what comes by a wire, nor whether a number is one at all.
+
+    Raises:
+        BadInputError: one is not; the message names the input and what it takes.
+    """
+    parameters = inspect.signature(execute)
+
+    @wraps(execute)
+    def run(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
+        given = parameters.bind(cls, *args, **kwargs).arguments
+        for face in cls.define_schema().inputs:
+            value = given.get(face.id)
+            for one in value if isinstance(value, list) else [value]:
+                if one is not None:
+                    _check(face, one)
+        return execute(cls, *args, **kwargs)
+
+    return run
+
+
+def _check(face: io.Input, value: Any) -> None:
+    if isinstance(face, io.Combo.Input):
+        if value not in face.options:
+            raise BadInputError(
+                f"'{face.id}' is {value!r:.80}; choose one of {', '.join(face.options)}."
+            )
+    elif isinstance(face, io.Int.Input | io.Float.Input):
+        low = -math.inf if face.min is None else face.min
+        high = math.inf if face.max is None else face.max
+        if not isinstance(value, Real) or not low <= float(value) <= high or abs(value) == math.inf:
+            takes = "a finite number" if high == math.inf else f"a number from {low} to {high}"
+            raise BadInputError(f"'{face.id}' is {value!r:.80}; it takes {takes}.")

@@ -13,10 +13,8 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 =============  ============================================================================
 """
 
-import logging
-
 from .denoiser import HostDenoiser, to_device
-from .identity import base_hash, context_width, model_kind
+from .identity import base_hash, base_sample, context_width, is_same_quantised, model_kind
 from .lora import (
     Lora,
     apply_lora,
@@ -25,8 +23,10 @@ from .lora import (
     has_lora,
     lora_by_part,
     rounded,
+    without_lora,
 )
 from .sockets import (
+    LOGGER,
     Conditioning,
     Latent,
     Model,
@@ -39,9 +39,6 @@ from .sockets import (
 from .trainable import check_trainable, trainable
 from .weights import new_changes, weight_shapes
 
-LOGGER = logging.getLogger("comfyui-imagic")
-"""ComfyUI's console."""
-
 __all__ = [
     "LOGGER",
     "Conditioning",
@@ -51,12 +48,14 @@ __all__ = [
     "Model",
     "apply_lora",
     "base_hash",
+    "base_sample",
     "changes_to_lora",
     "check_lora",
     "check_trainable",
     "combine",
     "context_width",
     "has_lora",
+    "is_same_quantised",
     "lora_by_part",
     "model_kind",
     "new_changes",
@@ -68,4 +67,5 @@ __all__ = [
     "to_device",
     "trainable",
     "weight_shapes",
+    "without_lora",
 ]

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
@@ -110,13 +111,36 @@ def _fits(lora: Lora, layer: str, part: str, shape: tuple[int, ...]) -> bool:
 
 def has_lora(model: Model, lora: Lora) -> bool:
     """Whether a tensor of the LORA_MODEL is among the patches of MODEL already."""
-    for key, tensor in lora.items():
-        layer, part = layer_of(key)
-        if part not in (UP, DIFF):
+    return any(_is_of(lora, key, patch) for key, own in model.patches.items() for patch in own)
+
+
+def without_lora(model: Model, lora: Lora) -> Model:
+    """A clone of MODEL without the patches that this LORA_MODEL made; all others stay."""
+    bare = model.clone()
+    others = {
+        key: [patch for patch in patches if not _is_of(lora, key, patch)]
+        for key, patches in model.patches.items()
+    }
+    bare.patches = {key: patches for key, patches in others.items() if patches}
+    bare.patches_uuid = uuid.uuid4()  # by this the host knows which patches a loaded model has
+    return bare
+
+
+def _is_of(lora: Lora, key: str, patch: Any) -> bool:
+    """Whether a patch of the weight ``key`` is this LORA_MODEL's, as trained or as saved."""
+    layer, name = key.rsplit(".", 1)
+    for part in (DIFF_BIAS,) if name == "bias" else (UP, DIFF):
+        tensor = lora.get(layer + part)
+        if tensor is None:
             continue
-        for patch in model.patches.get(f"{layer}.weight", ()):
-            if any(t is tensor or torch.equal(t, tensor) for t in patch_tensors(patch[1])):
+        for one in patch_tensors(patch[1]):
+            if one is tensor:
                 return True
+            if one.shape == tensor.shape:
+                kept = (_halved(part, t.detach().cpu()).float() for t in (one, tensor))
+                # Nothing is alike in all edits: weights that no gradient reached.
+                if torch.equal(*kept) and tensor.any():
+                    return True
     return False
 
 
