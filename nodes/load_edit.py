@@ -12,7 +12,7 @@ from ..imagic_core.edit import Edit
 from ..imagic_core.edit_file import EditFileError, LaterVersionError
 from ..imagic_core.interpolate import common_length
 from . import comfy_host, schema
-from .edit_folder import FOLDER, edit_files
+from .edit_folder import edit_files
 from .errors import BadInputError, named
 
 NAME = "Imagic Load Edit"
@@ -47,7 +47,8 @@ class ImagicLoadEdit(io.ComfyNode):
                 io.Combo.Input(
                     "edit",
                     options=list(edit_files()),
-                    tooltip="Files of the folder imagic in ComfyUI's output and models folders.",
+                    tooltip="Files of the folder imagic in ComfyUI's output and models folders. "
+                    "Press R in the editor to see new ones.",
                 ),
                 io.Conditioning.Input(
                     "target",
@@ -82,20 +83,14 @@ class ImagicLoadEdit(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @schema.checked
     def execute(
         cls, model: comfy_host.Model, edit: str, target: comfy_host.Conditioning | None = None
     ) -> io.NodeOutput:
         """Read and check the file, then apply it."""
-        file = edit_files().get(edit)
-        if file is None:
-            raise BadInputError(
-                f"'edit' names {edit!r:.200}, which is not among the edit files; put it "
-                f"into the folder {FOLDER} of ComfyUI's output or models folder, press R in the "
-                "editor and choose it."
-            )
         try:
             with torch.inference_mode(False):
-                read = edit_file.read(file)
+                read = edit_file.read(edit_files()[edit])
         except LaterVersionError as error:
             raise BadInputError(f"'edit' {edit!r} {error}. Update ComfyUI-Imagic.") from error
         except (EditFileError, OSError) as error:

@@ -101,6 +101,7 @@ class ImagicSaveEdit(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @schema.checked
     def execute(
         cls,
         model: comfy_host.Model,

@@ -129,17 +129,15 @@ def without_lora(model: Model, lora: Lora) -> Model:
 def _is_of(lora: Lora, key: str, patch: Any) -> bool:
     """Whether a patch of the weight ``key`` is this LORA_MODEL's, as trained or as saved."""
     layer, name = key.rsplit(".", 1)
-    for part in (DIFF_BIAS,) if name == "bias" else (UP, DIFF):
+    for part in (DIFF_BIAS,) if name == "bias" else (DOWN, DIFF):
         tensor = lora.get(layer + part)
-        if tensor is None:
+        # These begin at nothing, and what no gradient reached is alike in all edits.
+        if tensor is None or not tensor.any():
             continue
         for one in patch_tensors(patch[1]):
-            if one is tensor:
-                return True
             if one.shape == tensor.shape:
                 kept = (_halved(part, t.detach().cpu()).float() for t in (one, tensor))
-                # Nothing is alike in all edits: weights that no gradient reached.
-                if torch.equal(*kept) and tensor.any():
+                if one is tensor or torch.equal(*kept):
                     return True
     return False
 
