@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from host import imagic
@@ -176,6 +176,7 @@ def test_every_outcome_is_a_result_or_one_of_our_errors(
     prompt = {name: node("Given", name=name) for name in links}
     prompt |= {"it": node(schema.node_id, **inputs), "end": node("Taken", value=["it", 0])}
     how, said = executor.run(prompt)
+    event(f"{schema.display_name}: {how}")
     if how == "failed":
         assert said.startswith(f"{schema.display_name}: "), said
     assert "exception_during" not in said

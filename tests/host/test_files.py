@@ -20,7 +20,8 @@ WRITES = {
 }  # fmt: skip
 NAMES = [
     "imagic/edit", "../evil", "../../evil/x", "/tmp/evil", "..\\..\\evil", "C:\\evil",
-    "imagic/../../e", "imagic/\0evil", "~/evil", "$HOME/evil", "%TEMP%/evil", "imagic/" + "../" * 30 + "etc/evil",
+    "imagic/../../e", "imagic/\0evil", "~/evil",
+    "$HOME/evil", "%TEMP%/evil", "imagic/" + "../" * 30 + "etc/evil",
     "imagic/" + "a/" * 500 + "b", "\ud800", "imagic/.hidden", "CON", "",
 ]  # fmt: skip
 
