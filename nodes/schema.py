@@ -162,9 +162,9 @@ def _check(face: io.Input, value: Any) -> None:
             )
     elif isinstance(face, io.Combo.Input):
         if value not in face.options:
+            offered = ", ".join(face.options) or "none yet"
             raise BadInputError(
-                f"'{face.id}' is {value!r:.80}, which is none of {', '.join(face.options):.300}; "
-                f"choose one of these. {face.tooltip}"
+                f"'{face.id}' is {value!r:.80}; choose one of: {offered:.300}. {face.tooltip}"
             )
     elif isinstance(face, io.Int.Input | io.Float.Input):
         low = -math.inf if face.min is None else face.min

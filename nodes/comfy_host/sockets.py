@@ -62,10 +62,11 @@ def read_sentence(socket: str, conditioning: Conditioning) -> Sentence:
             raise BadInputError(
                 f"'{socket}' carries '{key}', which Imagic cannot learn through; {remedy}."
             )
-    if tokens is None or not torch.isfinite(tokens).all():
+    if tokens is None or not tokens.numel() or not torch.isfinite(tokens).all():
+        nothing = tokens is None or not tokens.numel()
         raise BadInputError(
             f"'{socket}' has no finite text embedding (found "
-            f"{'none' if tokens is None else 'NaN or infinity'}); connect a CLIP Text Encode node "
+            f"{'none' if nothing else 'NaN or infinity'}); connect a CLIP Text Encode node "
             "whose CLIP belongs to this model."
         )
     pooled = entries.get("pooled_output")

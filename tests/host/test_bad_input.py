@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,9 +12,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
+from machine.environment import MADE
 
 from host import imagic
 from host.executor import Executor, Prompt, node
+
+set_hypothesis_home_dir(MADE / "hypothesis")
 
 NAN, INF = float("nan"), float("inf")
 NUMBERS = [NAN, INF, -INF, -1, 0, 1, 2, 0.5, 1e-300, 1e300, 2**64, 10**30, "", "x", "3", None, True]
@@ -103,7 +108,7 @@ def executor(pack: ModuleType, offered: dict[str, dict[str, Any]]) -> Iterator[E
 
 
 @pytest.fixture
-def quick(pack: ModuleType, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Everything around the training steps, and an output folder of the test's own."""
     import folder_paths
 
@@ -113,6 +118,15 @@ def quick(pack: ModuleType, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> N
         trainers[0], "optimize_embedding", lambda _, photos, target, *rest: (target, [0.5])
     )
     monkeypatch.setattr(trainers[1], "finetune_model", lambda *_: [0.5])
+    return tmp_path
+
+
+def saved_only(folder: Path) -> None:
+    """What there is to load is the same in each example: one whole edit and a broken one."""
+    for file in folder.rglob("edit*.safetensors"):
+        if file.name != KEPT:
+            file.unlink()
+    (folder / "imagic" / "broken.safetensors").write_bytes(b"broken")
 
 
 def draw_input(data: st.DataObject, face: Any, offered: dict[str, dict[str, Any]]) -> Any:
@@ -132,29 +146,34 @@ def draw_input(data: st.DataObject, face: Any, offered: dict[str, dict[str, Any]
     return data.draw(st.sampled_from(NUMBERS if face.io_type in ("INT", "FLOAT") else STRINGS))
 
 
+KEPT = "edit_00001_.safetensors"
 SEEDS = itertools.count(1)
 
 
 def good(offered: dict[str, dict[str, Any]]) -> Prompt:
     """An edit that must work; its seed is new, so that nothing of it comes from a cache."""
-    text, image = "CONDITIONING sentence", "LATENT photograph"
-    wired = {"model": "MODEL model", "target": text, "image": image}
+    text, image, lora = "CONDITIONING sentence", "LATENT photograph", "LORA_MODEL lora"
+    wired = {"model": "MODEL model", "target": text, "image": image, "lora": lora}
     return {name: node("Given", name=name) for name in wired.values()} | {
         "a": node(
             "ImagicOptimizeEmbedding", steps=1, learning_rate=0.1, seed=next(SEEDS),
-            **{socket: [name, 0] for socket, name in wired.items()},
+            **{socket: [name, 0] for socket, name in wired.items() if socket != "lora"},
         ),
         "c": node(
             "ImagicInterpolateConditioning", target=[text, 0], optimized=["a", 0], eta=0.5
         ),
         "end": node("Taken", value=["c", 0]),
+        "save": node(
+            "ImagicSaveEdit", model=[wired["model"], 0], optimized=["a", 0], target=[text, 0],
+            lora=[lora, 0], filename_prefix="imagic/edit",
+        ),
     }  # fmt: skip
 
 
 @settings(
-    max_examples=150,
+    max_examples=400,
     deadline=None,
-    derandomize=True,
+    derandomize=False,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -163,6 +182,9 @@ def test_every_outcome_is_a_result_or_one_of_our_errors(
     pack, offered, executor, quick, caplog, data
 ):
     caplog.clear()
+    if not list(quick.rglob(KEPT)):
+        assert executor.run(good(offered)) == ("done", "")
+    saved_only(quick)
     kind = data.draw(st.sampled_from(pack.nodes.NODES), label="node")
     schema = kind.define_schema()
     inputs = {

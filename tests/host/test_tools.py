@@ -287,7 +287,7 @@ def outside(nodes, model, learned, output):
 )
 def test_a_name_that_leaves_the_folders_is_refused(nodes, model, outside, name, monkeypatch):
     monkeypatch.setattr(nodes.module.imagic_core.edit_file, "read", lambda _: pytest.fail("read"))
-    with pytest.raises(ValueError, match="Load Edit: 'edit' is .*none of"):
+    with pytest.raises(ValueError, match="Load Edit: 'edit' is .*; choose one of: "):
         nodes.call("ImagicLoadEdit", model, name.format(absolute=outside))
 
 
