@@ -5,7 +5,7 @@ The file is safetensors: no code is ever run by reading it. Its tensors are
 =====================  ====================================================================
 ``optimized.tokens``   e_opt [1, T, W], float; ``optimized.pooled`` [1, P] where there is one
 ``optimized.text.N``   [1, ..., W] what a further text encoder gave, under its name N
-``target.*``           e_tgt, of the same shapes
+``target.*``           e_tgt, of the same widths
 ``*.option.N``         tensors among the other entries of a conditioning, such as a mask
 ``weights.KEY``        what stage B learned, under the names that it came with
 =====================  ====================================================================
@@ -46,6 +46,10 @@ OPTIONS = (*FLOATS, "F64", "I64", "I32", "U8", "BOOL")
 
 class EditFileError(ValueError):
     """The file is not a whole and sound edit; the message says what was found."""
+
+
+class LaterVersionError(EditFileError):
+    """The file is of a version that is not known yet."""
 
 
 # ---- writing --------------------------------------------------------------------------------
@@ -110,6 +114,7 @@ def read(path: Path) -> Edit:
     """Read an edit; nothing of the file is used before all of it was checked.
 
     Raises:
+        LaterVersionError: a later version of the pack wrote it.
         EditFileError: it is damaged, of another kind, or at odds with itself.
         OSError: it cannot be opened.
     """
@@ -117,10 +122,13 @@ def read(path: Path) -> Edit:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise EditFileError("is a safetensors file, but not an edit")
-        if metadata.get("version") not in VERSIONS:
-            raise EditFileError(
-                f"is of version {metadata.get('version')!r:.40}, this pack reads "
-                f"{' and '.join(VERSIONS)}"
+        version = metadata.get("version", "")
+        if version not in VERSIONS:
+            # Digits of any length, of which Python turns only some into a number.
+            later = version.isdecimal() and len(version) < 9 and int(version) > int(VERSIONS[-1])
+            raise (LaterVersionError if later else EditFileError)(
+                f"is of version {version!r:.40}, this pack reads {' and '.join(VERSIONS)}"
+                + (": the pack is older than the file" if later else "")
             )
         options, about = _described(metadata.get("edit", ""))
         slices = {name: file.get_slice(name) for name in file.keys()}
@@ -202,13 +210,15 @@ def _check(kinds: dict[str, tuple[str, tuple[int, ...]]], options: dict[str, Any
         raise EditFileError("lacks the weights that were learned")
     for part in sorted(texts):
         target, optimized = (shapes.get(f"{n}.{part}") for n in ("target", "optimized"))
-        if target != optimized:
+        axes = {"tokens": (3,), "pooled": (2,)}.get(part, range(2, MAX_DEPTH))
+        for found in (target, optimized):
+            if found is not None and (len(found) not in axes or found[0] != 1):
+                raise EditFileError(f"has {part:.80} of shape {found}")
+        # The numbers of tokens may differ.
+        if (target and target[-1]) != (optimized and optimized[-1]):
             raise EditFileError(
                 f"has {part:.80} of shape {target} in target, {optimized} in optimized"
             )
-        axes = {"tokens": (3,), "pooled": (2,)}.get(part, range(2, MAX_DEPTH))
-        if target is not None and (len(target) not in axes or target[0] != 1):
-            raise EditFileError(f"has {part:.80} of shape {target}")
 
 
 def _is_text(part: str) -> bool:

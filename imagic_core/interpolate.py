@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import lcm
 
+import torch
 from torch import Tensor
 
 from .objective import Embedding
+
+CLIP_SECTION = 77
+"""Tokens that CLIP reads at once; of a longer text the embeddings follow one another."""
+
+
+def common_length(first: int, second: int) -> int:
+    """The number of tokens to which ``lengthened`` brings two sentences of these numbers."""
+    in_sections = first % CLIP_SECTION == second % CLIP_SECTION == 0
+    return lcm(first, second) if in_sections else max(first, second)
+
+
+def lengthened(tokens: Tensor, length: int) -> Tensor:
+    """A sentence [1, T, ...] continued to ``length`` tokens.
+
+    CLIP's sections are repeated, as the host does to batch prompts of different lengths: cross
+    attention takes a mean over the tokens, which repetition leaves as it is. Other text is
+    continued by its last token, which is padding where the encoder pads, else the end mark.
+
+    Args:
+        tokens: the embedding, or anything else that has an entry for each token.
+        length: from ``common_length``.
+    """
+    count = tokens.shape[1]
+    if count % CLIP_SECTION == length % CLIP_SECTION == 0 and length % count == 0:
+        return torch.cat([tokens] * (length // count), 1)
+    return torch.cat([tokens, *[tokens[:, -1:]] * (length - count)], 1)
 
 
 def interpolate(target: Embedding, optimized: Embedding, eta: float) -> Embedding:

@@ -65,6 +65,7 @@ class ImagicContactSheet(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @schema.checked
     def execute(
         cls,
         images: list[Tensor],

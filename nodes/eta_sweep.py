@@ -71,6 +71,7 @@ class ImagicEtaSweep(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @schema.checked
     def execute(
         cls,
         target: comfy_host.Conditioning,

@@ -87,6 +87,7 @@ class ImagicFinetuneModel(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @schema.checked
     def execute(
         cls,
         model: comfy_host.Model,

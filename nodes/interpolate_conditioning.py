@@ -50,6 +50,7 @@ class ImagicInterpolateConditioning(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @schema.checked
     def execute(
         cls, target: comfy_host.Conditioning, optimized: comfy_host.Conditioning, eta: float
     ) -> io.NodeOutput:

@@ -52,6 +52,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @schema.checked
     def execute(
         cls,
         model: comfy_host.Model,

@@ -56,6 +56,7 @@ class ImagicProjectConditioning(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @schema.checked
     def execute(
         cls,
         target: comfy_host.Conditioning,

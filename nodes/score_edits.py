@@ -71,6 +71,7 @@ class ImagicScoreEdits(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @schema.checked
     def execute(
         cls,
         images: list[Tensor],

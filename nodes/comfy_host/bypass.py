@@ -8,7 +8,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import uuid4
 
 import torch
 from comfy.patcher_extension import PatcherInjection
@@ -105,12 +104,3 @@ class _Product:
             with torch.inference_mode(False):
                 self.here = up, down = self.stored[0].to(y), self.stored[1].to(y)
         return add_product(layer, x, y, up, down)
-
-
-def with_products(model: Model, matrices: Matrices) -> Model:
-    """A clone of MODEL with the products beside its layers."""
-    clone = model.clone()
-    if matrices:
-        # The host tells clones apart by these names alone.
-        clone.set_injections(f"imagic {uuid4()}", [Bypass(matrices)])
-    return clone

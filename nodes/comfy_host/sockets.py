@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.sample
@@ -14,8 +16,12 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ...imagic_core.edit import Sentence
+from ...imagic_core.interpolate import common_length, lengthened
 from ...imagic_core.objective import Embedding, Photographs
 from ..errors import BadInputError
+
+LOGGER = logging.getLogger("comfyui-imagic")
+"""ComfyUI's console."""
 
 Conditioning = list[list[Any]]
 """CONDITIONING: entries [tokens [1, T, W], options], of which ``pooled_output`` is [1, P] and
@@ -59,13 +65,19 @@ def read_sentence(socket: str, conditioning: Conditioning) -> Sentence:
             )
     more = [name for name in sorted(entries) if _is_text(name, entries[name])]
     texts = (tokens, *(entries[name] for name in more))
-    if tokens is None or not all(torch.isfinite(text).all() for text in texts):
+    nothing = tokens is None or not tokens.numel()
+    if nothing or not all(torch.isfinite(text).all() for text in texts):
         raise BadInputError(
             f"'{socket}' has no finite text embedding (found "
-            f"{'none' if tokens is None else 'NaN or infinity'}); connect a CLIP Text Encode node "
+            f"{'none' if nothing else 'NaN or infinity'}); connect a CLIP Text Encode node "
             "whose CLIP belongs to this model."
         )
     pooled = entries.get("pooled_output")
+    if pooled is not None and not torch.isfinite(pooled).all():
+        raise BadInputError(
+            f"'{socket}' has NaN or infinity in its pooled vector; connect a CLIP Text Encode "
+            "node whose CLIP belongs to this model."
+        )
     with torch.inference_mode(False):
         embedding = Embedding(
             tokens.clone(),
@@ -109,7 +121,9 @@ def combine(
     Raises:
         BadInputError: either is not one plain sentence, or they do not match.
     """
-    sentence, learned = read_sentence("target", target), read_sentence("optimized", optimized)
+    sentence, learned = same_length(
+        read_sentence("target", target), read_sentence("optimized", optimized)
+    )
     try:
         embedding = rule(sentence.embedding, learned.embedding)
     except ValueError as error:
@@ -118,6 +132,35 @@ def combine(
             "sentence that Imagic Optimize Embedding got."
         ) from error
     return to_conditioning(sentence.with_embedding(embedding))
+
+
+def same_length(target: Sentence, optimized: Sentence) -> tuple[Sentence, Sentence]:
+    """Both sentences with the same number of tokens; see ``lengthened``. Says so in the console.
+
+    A token counts where it counts in either: the target's attention mask follows.
+    """
+    counts = [s.embedding.tokens.shape[1] for s in (target, optimized)]
+    if counts[0] == counts[1]:
+        return target, optimized
+    length = common_length(*counts)
+    LOGGER.info("'target' has %d tokens and 'optimized' %d: both continued to %d", *counts, length)
+    masks = [_attention_mask(s, length) for s in (target, optimized)]
+    options = {key: value for key, value in target.options.items() if key != "attention_mask"}
+    if masks[0] is not None and masks[1] is not None:
+        options["attention_mask"] = torch.maximum(masks[0], masks[1].to(masks[0]))
+    first, second = (
+        replace(s.embedding, tokens=lengthened(s.embedding.tokens, length))
+        for s in (target, optimized)
+    )
+    return Sentence(first, options), optimized.with_embedding(second)
+
+
+def _attention_mask(sentence: Sentence, length: int) -> Tensor | None:
+    """Its mask [1, T] of the tokens that count, continued with it; None where all do."""
+    mask = sentence.options.get("attention_mask")
+    if mask is None or mask.shape[1:] != sentence.embedding.tokens.shape[1:2]:
+        return None
+    return lengthened(mask, length)
 
 
 def read_photographs(model: Model, latent: Latent) -> Photographs:

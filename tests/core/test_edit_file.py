@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from imagic_core import edit_file
 from imagic_core.edit import Edit, Sentence
-from imagic_core.edit_file import EditFileError
+from imagic_core.edit_file import EditFileError, LaterVersionError
 from imagic_core.objective import Embedding
 
 LAYER = "diffusion_model.block"
@@ -156,11 +156,21 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         edit_file.read(path)
 
 
-def test_another_version_is_refused(file):
+@pytest.mark.parametrize("version", ["3", "10", "0", "", "1.5", "²", "9" * 5000])
+def test_another_version_is_refused_and_a_later_one_called_so(file, version):
     tensors, metadata = content(file)
-    save_file(tensors, file, metadata | {"version": "3"})
-    with pytest.raises(EditFileError, match="version '3', this pack reads 1 and 2"):
+    save_file(tensors, file, metadata | {"version": version})
+    with pytest.raises(EditFileError, match="this pack reads 1 and 2") as refused:
         edit_file.read(file)
+    assert isinstance(refused.value, LaterVersionError) == (version in ("3", "10"))
+    assert ("older than the file" in str(refused.value)) == (version in ("3", "10"))
+
+
+def test_sentences_of_different_lengths_are_kept(tmp_path, edit):
+    shorter = replace(edit.target, embedding=Embedding(torch.randn(1, 3, 8), torch.randn(1, 8)))
+    edit_file.write(tmp_path / "edit", replace(edit, target=shorter))
+    read = edit_file.read(tmp_path / "edit")
+    assert torch.equal(read.target.embedding.tokens, shorter.embedding.tokens)
 
 
 @pytest.fixture
@@ -211,7 +221,7 @@ TAMPERED = {
     "lacks 'target.option": lambda t: t.pop(next(k for k in t if k.startswith("target.option"))),
     "lacks the weights": lambda t: [t.pop(k) for k in list(t) if k.startswith("weights.")],
     "pooled of shape None in target": lambda t: t.pop("target.pooled"),
-    r"tokens of shape \(1, 9, 8\) in target": put("target.tokens", torch.zeros(1, 9, 8)),
+    r"tokens of shape \(1, 5, 9\) in target": put("target.tokens", torch.zeros(1, 5, 9)),
     "number format I32": put("optimized.tokens", torch.zeros(1, 5, 8, dtype=torch.int32)),
     "number format F64": put("weights.x.diff", torch.zeros(2, dtype=torch.float64)),
     "NaN or infinity in 'target.tokens'": put("target.tokens", torch.full((1, 5, 8), torch.nan)),
