@@ -18,6 +18,7 @@ class ImagicContactSheet(io.ComfyNode):
     """The paper's figure 7."""
 
     @classmethod
+    @schema.found_by("xy plot", "compare", "grid", "side by side", "collage", "figure 7")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(

@@ -18,6 +18,7 @@ class ImagicEtaSweep(io.ComfyNode):
     """Equation 4 for a range of eta."""
 
     @classmethod
+    @schema.found_by("xy plot", "compare", "range", "grid", "figure 7")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(

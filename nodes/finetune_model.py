@@ -19,6 +19,7 @@ class ImagicFinetuneModel(io.ComfyNode):
     """Stage B of Imagic, section 3.2."""
 
     @classmethod
+    @schema.found_by(*schema.EDITING, "lora", "unet")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         method = io.Combo.Input(
@@ -51,23 +52,25 @@ class ImagicFinetuneModel(io.ComfyNode):
                 method,
                 *schema.training_inputs(METHODS[METHOD], "the model"),
                 *schema.optional_training_inputs(METHODS[METHOD], PAPER),
-                io.Int.Input(
-                    "rank",
-                    default=16,
-                    min=1,
-                    max=256,
-                    optional=True,
-                    tooltip="lora only: width of the change. Higher can learn more, and takes "
-                    "more memory and disk.",
-                ),
-                io.Float.Input(
-                    "alpha",
-                    default=16.0,
-                    min=0.01,
-                    max=1024.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="lora only: the change counts alpha / rank times.",
+                *schema.advanced(
+                    io.Int.Input(
+                        "rank",
+                        default=16,
+                        min=1,
+                        max=256,
+                        optional=True,
+                        tooltip="lora only: width of the change. Higher can learn more, and takes "
+                        "more memory and disk.",
+                    ),
+                    io.Float.Input(
+                        "alpha",
+                        default=16.0,
+                        min=0.01,
+                        max=1024.0,
+                        step=0.01,
+                        optional=True,
+                        tooltip="lora only: the change counts alpha / rank times.",
+                    ),
                 ),
             ],
             outputs=[

@@ -19,6 +19,7 @@ class ImagicFinetuneStrength(io.ComfyNode):
     """Loosens a picture that was learned too well."""
 
     @classmethod
+    @schema.found_by("lora strength", "lora block weight", "edit strength")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(

@@ -17,6 +17,7 @@ class ImagicInterpolateConditioning(io.ComfyNode):
     """Stage C of Imagic, equation 4."""
 
     @classmethod
+    @schema.found_by(*schema.EDITING, "mix conditioning", "blend prompts", "eta")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(

@@ -17,6 +17,8 @@ from .errors import BadInputError, named
 
 NAME = "Imagic Load Edit"
 FOLDER = "imagic"
+NOTHING = "no edit saved yet"
+"""Stands in the list where there is none: an empty list would be reported as a missing input."""
 
 
 def edit_files() -> dict[str, Path]:
@@ -52,6 +54,7 @@ class ImagicLoadEdit(io.ComfyNode):
     """Reads an edit file."""
 
     @classmethod
+    @schema.found_by("load embedding", "load lora", "reuse edit", "another sentence")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -64,7 +67,7 @@ class ImagicLoadEdit(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that the edit was learned on."),
                 io.Combo.Input(
                     "edit",
-                    options=list(edit_files()),
+                    options=list(edit_files()) or [NOTHING],
                     tooltip="Files of the folder imagic in ComfyUI's output and models folders.",
                 ),
                 io.Conditioning.Input(
@@ -99,6 +102,11 @@ class ImagicLoadEdit(io.ComfyNode):
         return (file.stat().st_mtime_ns, file.stat().st_size) if file else None
 
     @classmethod
+    def validate_inputs(cls, edit: str) -> bool:
+        """Accept every name: of one that it refuses the host shows no reason; ``execute`` does."""
+        return True
+
+    @classmethod
     @named(NAME)
     def execute(
         cls, model: comfy_host.Model, edit: str, target: comfy_host.Conditioning | None = None
@@ -106,11 +114,7 @@ class ImagicLoadEdit(io.ComfyNode):
         """Read and check the file, then apply it."""
         file = edit_files().get(edit)
         if file is None:
-            raise BadInputError(
-                f"'edit' names {edit!r:.200}, which is not among the edit files; put it "
-                f"into the folder {FOLDER} of ComfyUI's output or models folder, press R in the "
-                "editor and choose it."
-            )
+            raise BadInputError(missing(edit))
         try:
             with torch.inference_mode(False):
                 read = edit_file.read(file)
@@ -144,6 +148,22 @@ class ImagicLoadEdit(io.ComfyNode):
             dict(read.weights),
             info,
         )
+
+
+def missing(edit: str) -> str:
+    """What to do where there is no file of the name ``edit``."""
+    there = len(edit_files())
+    if not there:
+        return (
+            f"'edit' has no file to choose: the folder {FOLDER} in ComfyUI's output folder holds "
+            "none. First run a workflow with Imagic Save Edit, such as imagic_eta_sheet; then "
+            "press R in the editor and choose the edit."
+        )
+    return (
+        f"'edit' names {edit!r:.200}, which is not among the {there} edit files; press R in the "
+        f"editor and choose one of them, or put the file into the folder {FOLDER} of ComfyUI's "
+        "output or models folder."
+    )
 
 
 def base_name(edit: Edit) -> str:

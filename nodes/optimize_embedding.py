@@ -18,6 +18,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
     """Stage A of Imagic, section 3.2."""
 
     @classmethod
+    @schema.found_by(*schema.EDITING)
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(

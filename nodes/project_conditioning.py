@@ -17,6 +17,7 @@ class ImagicProjectConditioning(io.ComfyNode):
     """Identity and edit strength apart."""
 
     @classmethod
+    @schema.found_by("mix conditioning", "blend prompts", "edit strength", "identity", "forgedit")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(

@@ -38,6 +38,7 @@ class ImagicSaveEdit(io.ComfyNode):
     """Writes an edit file."""
 
     @classmethod
+    @schema.found_by("save embedding", "save lora", "keep training")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(

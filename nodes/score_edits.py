@@ -25,6 +25,7 @@ class ImagicScoreEdits(io.ComfyNode):
     """The paper's figure 9."""
 
     @classmethod
+    @schema.found_by("choose eta", "compare", "clip score", "lpips", "ssim", "figure 9")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
