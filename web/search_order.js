@@ -12,9 +12,10 @@ app.registerExtension({
       const stage = STAGES.indexOf(def.name);
       if (stage < 0) continue;
       // The scores: kind of match, place of the match, length of the name, distance. The host's
-      // own method puts the frequency behind the first, which no node of a pack has.
+      // own method puts the frequency behind the first, which no node of a pack has. The distance
+      // counts the length of the name once more, which makes less than 0.03 between the three.
       def.postProcessSearchScores = ([kind, place, length, distance]) =>
-        [kind, 0, place, Math.min(stage, length), distance];
+        [kind, 0, place, Math.min(stage, length), distance + 0.03 * stage];
     }
   },
 });
