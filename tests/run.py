@@ -23,7 +23,7 @@ def main(pytest_arguments: list[str]) -> int:
     link_for_typechecker()
     checks = {
         "ruff": ("ruff", "check", REPOSITORY),
-        "mypy": ("mypy", "-p", "comfyui_imagic.imagic_core", "-p", "comfyui_imagic.nodes"),
+        "mypy": ("mypy",),
         "pytest": ("pytest", *pytest_arguments),
     }
     failed = []

@@ -10,22 +10,23 @@ returned MODEL has what was learned, not how well real models do. The JSON file 
 each row; rows that it has are not run again.
 """
 
-import argparse
 import importlib
 import json
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+import torch
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 from families import kinds  # noqa: E402
-from machine.pack_in_host import load_pack  # noqa: E402
+from machine import imagic  # noqa: E402
+
+from benchmarks import command  # noqa: E402
 
 STEPS, BATCH, DRAWS = 8, 2, 4
 RATE_A = 2e-2
@@ -34,18 +35,16 @@ DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
 COLUMNS = ("start", "after A", "after B", "returned MODEL")
 
 
-def rows(pack: ModuleType, name: str, dtype: str, methods: list[str]) -> dict[str, dict[str, Any]]:
+def rows(
+    nodes: imagic.Pack, name: str, dtype: str, methods: list[str]
+) -> dict[str, dict[str, Any]]:
     """Losses of one family in one number format, method by method."""
-    import torch
-    from host import imagic
-
-    nodes = imagic.Pack(pack)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            family, model = imagic.load_family(name, Path(folder), dtype=getattr(torch, dtype))
+            family, model = kinds.load(name, Path(folder), dtype=getattr(torch, dtype))
     except NotImplementedError as error:  # the host makes no x4 upscaler in float8
         return {method: {"not loaded": f"{error!s:.200}"} for method in methods}
-    predicts = imagic.PREDICTS[family.prediction]
+    predicts = family.predicts
     with torch.inference_mode():
         target, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
     if "noise_augmentation" in target[0][1]:
@@ -88,26 +87,22 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run what the file lacks, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = command.parser(__doc__)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument(
         "--families", nargs="*", choices=kinds.FAMILIES, default=list(kinds.FAMILIES)
     )
     parser.add_argument("--methods", nargs="*", choices=RATES, default=list(RATES))
     parser.add_argument("--dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    pack = load_pack(arguments.comfyui)
+    nodes = imagic.start(command.comfyui(parser, arguments))
     for dtype in arguments.dtypes:
         for name in arguments.families:
             wanted = [m for m in arguments.methods if f"{name}/{m}/{dtype}" not in results]
             if not wanted:
                 continue
-            for method, row in rows(pack, name, dtype, wanted).items():
+            for method, row in rows(nodes, name, dtype, wanted).items():
                 results[f"{name}/{method}/{dtype}"] = row
                 print(name, method, dtype, json.dumps(row), flush=True)
             importlib.import_module("comfy.model_management").unload_all_models()

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from machine.environment import REPOSITORY
+from examples.prompts import FOLDER
 from playwright.sync_api import TimeoutError
 from talk.client import Client
 from talk.editor import Editor
@@ -117,7 +117,7 @@ def test_a_new_training_node_shows_what_a_newcomer_needs(
 
 
 def test_the_first_run_of_the_example_of_a_saved_edit_says_what_to_do(editor: Editor) -> None:
-    editor.drop(REPOSITORY / "example_workflows/imagic_reuse.json")
+    editor.drop(FOLDER / "imagic_reuse.json")
     editor.set(editor.find("ImagicLoadEdit"), "edit", "imagic/nobody's.safetensors [output]")
     with pytest.raises(AssertionError) as heard:
         editor.run()
@@ -160,7 +160,7 @@ def test_training_nodes_keep_their_seed(editor: Editor) -> None:
 
 @pytest.mark.parametrize("typed", ["5e-7", "0.0000015", "0.002"])
 def test_small_learning_rate_is_kept(editor: Editor, tmp_path: Path, typed: str) -> None:
-    editor.drop(REPOSITORY / "example_workflows/imagic_edit.json")
+    editor.drop(FOLDER / "imagic_edit.json")
     node = editor.find("ImagicFinetuneModel")
     assert editor.type_into(node, "learning_rate", typed) == float(typed)
     shown = editor.evaluate(
@@ -179,7 +179,7 @@ def test_small_learning_rate_is_kept(editor: Editor, tmp_path: Path, typed: str)
 def test_choosing_a_method_sets_what_suits_it_and_keeps_what_the_user_set(editor: Editor) -> None:
     from imagic_core.finetune import METHODS
 
-    editor.drop(REPOSITORY / "example_workflows/imagic_edit.json")
+    editor.drop(FOLDER / "imagic_edit.json")
     node = editor.find("ImagicFinetuneModel")
     choose = """([id, method]) => {
         const widgets = app.graph.getNodeById(id).widgets

@@ -12,7 +12,8 @@ from examples.prompts import FOLDER, QUICK, models_of
 from examples.workflows import WORKFLOWS
 from machine.host_process import Server
 from PIL import Image
-from talk.client import Client, Prompt
+from talk.api import Prompt
+from talk.client import Client
 from talk.editor import Editor
 from talk.workflow import to_prompt
 

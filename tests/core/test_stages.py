@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from losses import mean_loss
 
+from core.losses import mean_loss
 from core.toy import ToyDenoiser, photograph, sentence
 from imagic_core import objective
 from imagic_core.embedding import optimize_embedding

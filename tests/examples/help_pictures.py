@@ -1,7 +1,7 @@
-"""``python tests/examples/help_pictures.py [NODE ...]`` makes the pictures of the help pages anew.
+"""The work of ``make_help_pictures.py``, in the host's Python.
 
-Without names, all of them: about ten minutes on one processor core. A real server draws them with
-the miniature, which is trained once: one photograph, one sentence, one seed for all.
+A real server draws them with the miniature, which is trained once: one photograph, one sentence,
+one seed for all.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TESTS))
+from machine.environment import REPOSITORY
+from machine.host_process import serve
+from miniature.build import LORA_RATE, build
+from PIL import Image
+from talk.api import Prompt
+from talk.client import Client
 
-from machine.environment import REPOSITORY, prepared  # noqa: E402
+from examples import ours
+from examples.sheet import contact_sheet
 
 DOCS = REPOSITORY / "web" / "docs"
-TARGET = "a photo of a sitting dog on the grass"
+TARGET = ours.SENTENCE
 ANOTHER = "a photo of a jumping dog on the grass"
 CHECKPOINT = "miniature.safetensors"
 LARGEST = 60_000
 WIDEST = 960
 
-Prompt = dict[str, dict[str, Any]]
 Wire = list[Any]
 
 
 class Studio:
     """A server, and the graph up to what was learned, which the server's cache keeps."""
 
-    def __init__(self, client: Any, photograph: Any) -> None:
-        from miniature.build import LORA_RATE
-
+    def __init__(self, client: Client, photograph: Image.Image) -> None:
         self.client, self.photograph = client, photograph
         self.prompt: Prompt = {}
         self.ids = map(str, count(1))
@@ -82,10 +84,8 @@ class Studio:
         )  # fmt: skip
         return [self.add("VAEDecode", samples=[latent, 0], vae=self.vae), 0]
 
-    def pictures(self, *images: Wire) -> list[Any]:
+    def pictures(self, *images: Wire) -> list[Image.Image]:
         """Run, and return what is wired as pictures."""
-        from PIL import Image
-
         shown = [self.add("PreviewImage", images=image) for image in images]
         result = self.client.run(self.prompt, timeout=3600)
         found = [self.client.pictures(result, key) for key in shown]
@@ -93,10 +93,8 @@ class Studio:
             del self.prompt[key]
         return [Image.open(io.BytesIO(one)).convert("RGB") for many in found for one in many]
 
-    def strip(self, *tiles: tuple[str, Wire, Wire], sentence: str = TARGET) -> Any:
+    def strip(self, *tiles: tuple[str, Wire, Wire], sentence: str = TARGET) -> Image.Image:
         """The photograph, and beside it what each model draws under its conditioning."""
-        from examples.demo_edit import contact_sheet
-
         drawn = self.pictures(*(self.sampled(model, positive) for _, model, positive in tiles))
         labels = [label for label, *_ in tiles]
         named = [("your photograph", self.photograph), *zip(labels, drawn, strict=True)]
@@ -110,31 +108,31 @@ class Studio:
         )  # fmt: skip
         return self.sampled(model, [sweep, 0]), [sweep, 1]
 
-    def sheet(self, images: Wire, etas: Wire, **more: Any) -> Any:
+    def sheet(self, images: Wire, etas: Wire, **more: Any) -> Image.Image:
         """A contact sheet of the node's own."""
         inputs = {"images": images, "etas": etas, "original": self.image, "tile_size": 320}
         (picture,) = self.pictures([self.add("ImagicContactSheet", **inputs, **more), 0])
         return picture
 
 
-def optimize(s: Studio) -> Any:
+def optimize(s: Studio) -> Image.Image:
     """What the embedding does before the model learns anything."""
     return s.strip(("your sentence", s.loaded, s.target), ("optimized", s.loaded, s.optimized))
 
 
-def finetune(s: Studio) -> Any:
+def finetune(s: Studio) -> Image.Image:
     """What the embedding could not hold."""
     alone = ("embedding alone", s.loaded, s.optimized)
     return s.strip(alone, ("with the fine-tuned model", s.tuned, s.optimized))
 
 
-def interpolate(s: Studio) -> Any:
+def interpolate(s: Studio) -> Image.Image:
     """Too low, right, too high."""
     verdicts = {0.2: "too low", 0.7: "right", 2.0: "too high"}
     return s.strip(*((f"eta {e:g}: {v}", s.tuned, s.at(e)) for e, v in verdicts.items()))
 
 
-def project(s: Studio) -> Any:
+def project(s: Studio) -> Image.Image:
     """The edit's strength alone."""
     tiles = []
     for edit in (0.5, 1.0, 1.5):
@@ -144,7 +142,7 @@ def project(s: Studio) -> Any:
     return s.strip(*tiles)
 
 
-def strength(s: Studio) -> Any:
+def strength(s: Studio) -> Image.Image:
     """All parts turned down together."""
     tiles = []
     for much in (1.0, 0.5, 0.0):
@@ -154,21 +152,19 @@ def strength(s: Studio) -> Any:
     return s.strip(*tiles)
 
 
-def sweep(s: Studio) -> Any:
+def sweep(s: Studio) -> Image.Image:
     """A range of eta."""
     return s.sheet(*s.swept(s.tuned, 0.0, 1.0, 6))
 
 
-def compared(s: Studio) -> Any:
+def compared(s: Studio) -> Image.Image:
     """The same, above it the model as loaded."""
     images, etas = s.swept(s.tuned, 0.0, 1.0, 6)
     return s.sheet(images, etas, pretrained=s.swept(s.loaded, 0.0, 1.0, 6)[0])
 
 
-def scores(s: Studio) -> Any:
+def scores(s: Studio) -> Image.Image:
     """Without CLIP, for none knows the miniature's world."""
-    from PIL import Image
-
     images, etas = s.swept(s.tuned, 0.1, 1.0, 10)
     score = s.add("ImagicScoreEdits", images=images, original=s.image, etas=etas)
     curves, chosen = s.pictures([score, 0], [score, 3])
@@ -179,7 +175,7 @@ def scores(s: Studio) -> Any:
     return both
 
 
-def saved(s: Studio) -> Any:
+def saved(s: Studio) -> Image.Image:
     """What it hands on draws the edit."""
     keep = s.add(
         "ImagicSaveEdit", model=s.loaded, optimized=s.optimized, target=s.target, lora=s.lora,
@@ -190,7 +186,7 @@ def saved(s: Studio) -> Any:
     return picture
 
 
-def loaded(s: Studio) -> Any:
+def loaded(s: Studio) -> Image.Image:
     """The file of ``saved``, with its own sentence and with another one."""
     tiles = []
     for label, more in (("as saved", {}), ("another sentence", {"target": s.another})):
@@ -201,7 +197,7 @@ def loaded(s: Studio) -> Any:
     return s.strip(*tiles, sentence=ANOTHER)
 
 
-PICTURES: dict[str, Callable[[Studio], Any]] = {
+PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     "ImagicOptimizeEmbedding": optimize,
     "ImagicFinetuneModel": finetune,
     "eta": interpolate,
@@ -215,7 +211,7 @@ PICTURES: dict[str, Callable[[Studio], Any]] = {
 }
 
 
-def save(picture: Any, file: Path) -> None:
+def save(picture: Image.Image, file: Path) -> None:
     """Write a JPEG of at most ``LARGEST`` bytes and ``WIDEST`` pixels' width."""
     picture.thumbnail((WIDEST, WIDEST))
     for quality in range(90, 30, -5):
@@ -228,13 +224,6 @@ def save(picture: Any, file: Path) -> None:
 
 def main(names: list[str]) -> None:
     """Write the pictures of these names, or all."""
-    from machine.host_process import serve
-    from miniature.build import build
-    from PIL import Image
-    from talk.client import Client
-
-    from examples.demo_edit import our_photograph
-
     with tempfile.TemporaryDirectory() as made:
         checkpoint = build(Path(made) / CHECKPOINT)
         comfyui = Path(os.environ["COMFYUI_PATH"])
@@ -242,7 +231,7 @@ def main(names: list[str]) -> None:
             serve(comfyui, Path(sys.executable), REPOSITORY, [checkpoint]) as server,
             Client(server.url) as client,
         ):
-            photograph = Image.open(our_photograph(server.base / "input"))
+            photograph = Image.open(ours.photograph(server.base / "input"))
             studio = Studio(client, photograph)
             for name, picture in PICTURES.items():
                 if not names or name in names:
@@ -251,7 +240,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--in-host"]:
-        main(sys.argv[2:])
-    else:
-        sys.exit(prepared().run(__file__, "--in-host", *sys.argv[1:]))
+    main(sys.argv[1:])

@@ -13,25 +13,24 @@ sys.path.insert(0, str(TESTS))
 
 from machine.environment import REPOSITORY, prepared  # noqa: E402
 
-EXAMPLES = REPOSITORY / "example_workflows"
-
 
 def make(names: list[str]) -> None:
     """Write the workflows of these names; needs the host's Python and a Chromium."""
     from machine.host_process import serve
     from talk.editor import find_chromium, open_editor
 
+    from examples.prompts import FOLDER
     from examples.workflows import WORKFLOWS
 
     comfyui = Path(os.environ["COMFYUI_PATH"])
     chromium = find_chromium()
     if chromium is None:
         raise SystemExit("no Chromium or Chrome on this machine")
-    with serve(comfyui, Path(sys.executable), REPOSITORY) as server:
+    with serve(comfyui) as server:
         with open_editor(chromium, server.url) as editor:
             for name in names or WORKFLOWS:
                 workflow = editor.build(WORKFLOWS[name]().description(name))
-                file = EXAMPLES / f"{name}.json"
+                file = FOLDER / f"{name}.json"
                 file.write_text(workflow + "\n", "utf-8")
                 print(file.relative_to(REPOSITORY), flush=True)
 

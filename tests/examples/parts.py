@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from examples.canvas import Node, Output, Workflow
 
@@ -124,7 +125,7 @@ ETA_NOTE = (
 
 
 def mixed(
-    w: Workflow, target: Output, optimized: Output, note: str = ETA_NOTE, **settings: float
+    w: Workflow, target: Output, optimized: Output, note: str = ETA_NOTE, **settings: Any
 ) -> Output:
     """Begin the column of stage C."""
     w.column("Edit")
@@ -141,7 +142,7 @@ def sampled(
     positive: Output,
     negative: Output,
     latent: Output,
-    **settings: str | float,
+    **settings: Any,
 ) -> Output:
     """A KSampler whose seed stays, so that only what the user changes changes the picture.
 

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from machine.environment import REPOSITORY
 from machine.host_process import put_file
-from talk.client import Client, Prompt
-from talk.workflow import to_prompt
+from PIL import Image
+from talk.api import Prompt
+from talk.client import Client, Result
+from talk.workflow import nodes_of, to_prompt
 
 from examples.workflows import EDIT_FILE, WORKFLOWS
 
@@ -35,9 +38,18 @@ def example(client: Client, name: str, changes: dict[str, dict[str, Any]] = QUIC
     return prompt
 
 
-def nodes_of(prompt: Prompt, kind: str) -> list[str]:
-    """The ids of all nodes of a type, in the order of the workflow."""
-    return [key for key, node in prompt.items() if node["class_type"] == kind]
+def drawn(client: Client, prompt: Prompt, result: Result) -> np.ndarray:
+    """The one picture that the workflow saves, uint8 [H, W, 3]."""
+    (saver,) = nodes_of(prompt, "SaveImage")
+    (image,) = client.images(result, saver)
+    return np.asarray(image)
+
+
+def put_photograph(base: Path) -> None:
+    """Put a photograph of 3:2 where the workflows look for theirs."""
+    pixels = np.random.default_rng(5).integers(0, 255, (10, 15, 3), np.uint8)
+    photograph = Image.fromarray(pixels).resize((150, 100), Image.Resampling.BICUBIC)
+    photograph.save(base / "input/example.png")
 
 
 def models_of(name: str) -> set[tuple[str, str]]:

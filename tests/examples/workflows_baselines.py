@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from examples.canvas import Workflow
 from examples.parts import PHOTOGRAPH, SD15, SENTENCE, encoded, given, sampled, shown
 
@@ -50,7 +52,7 @@ def baseline_ddib() -> Workflow:
     )["SIGMAS"]  # fmt: skip
     flipped = w.node("FlipSigmas", (360, 0), sigmas=sigmas)["SIGMAS"]
     ddim = w.node("KSamplerSelect", (360, 0), sampler_name="ddim")["SAMPLER"]
-    common = {
+    common: dict[str, Any] = {
         "model": checkpoint["MODEL"], "negative": negative, "sampler": ddim,
         "add_noise": False, "control_after_generate": "fixed",
     }  # fmt: skip

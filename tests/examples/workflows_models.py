@@ -6,6 +6,8 @@ from examples.canvas import Workflow
 from examples.parts import (
     ETA_NOTE,
     TRAINING,
+    Given,
+    Model,
     decoded,
     edited,
     encoded,
@@ -36,14 +38,16 @@ X4 = {
 }
 
 
+def given_large(w: Workflow, model: Model, name: str, less: float) -> Given:
+    """What a user brings to a model of a megapixel; ``less`` is for less memory."""
+    note = f"{name}: 1 megapixel, as many as 1024 x 1024. Short of memory: {less}, and "
+    return given(w, model, 1.0, size_note=f"{note}*save_memory* on in both trainings.")
+
+
 def imagic_sdxl() -> Workflow:
     """The edit with Stable Diffusion XL."""
     w = Workflow()
-    g = given(
-        w, SDXL, 1.0,
-        size_note="SDXL: 1 megapixel, as many as 1024 x 1024. Short of memory: 0.6, and "
-        "*save_memory* on in both trainings.",
-    )  # fmt: skip
+    g = given_large(w, SDXL, "SDXL", less=0.6)
     _, _, edit = edited(w, g, cfg=5.0)
     shown(w, "Edit", edit, g.checkpoint["VAE"], "imagic_sdxl")
     return w
@@ -52,11 +56,7 @@ def imagic_sdxl() -> Workflow:
 def imagic_flux() -> Workflow:
     """The edit with Flux, whose guidance is part of the conditioning."""
     w = Workflow()
-    g = given(
-        w, FLUX, 1.0,
-        size_note="Flux: 1 megapixel, as many as 1024 x 1024. Short of memory: 0.5, and "
-        "*save_memory* on in both trainings.",
-    )  # fmt: skip
+    g = given_large(w, FLUX, "Flux", less=0.5)
     w.note(
         "Flux takes its guidance beside the text. **It learns at 1**, without guidance, and "
         "**draws at 3.5**; lower looks more like a photograph. *cfg* stays 1: the negative "

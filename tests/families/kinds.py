@@ -87,17 +87,21 @@ class Family:
     large: bool = False
     """More than 0.3 GB of float32 weights unless built under `small_constants`."""
 
+    @property
+    def predicts(self) -> str:
+        """What the network puts out: `noise`, `v` or `flow`."""
+        return {"EPS": "noise", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}[
+            self.prediction
+        ]
+
     def state_dict(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Sketch:
         """Random weights of the host's own class, reproducible from `seed`.
 
         Nothing is left at zero: the usual zero-initialised output layers would cut the prediction
         off from the text, and a test on such a model proves nothing.
         """
-        model = _host_model(self.sketch())
         generator = torch.Generator().manual_seed(seed)
-        weights = {}
-        for key, tensor in sorted(model.state_dict().items()):
-            weights[key] = _random_weight(key, tensor, generator).to(dtype)
+        weights = random_weights(_host_model(self.sketch()), generator, dtype)
         if self.extra_keys is not None:
             weights.update(self.extra_keys(generator))
         return weights
@@ -110,6 +114,20 @@ class Family:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(self.state_dict(seed, dtype), path)
         return path
+
+
+def load(name: str, folder: Path, **model_options: Any) -> tuple[Family, Any]:
+    """A family and its tiny MODEL, as UNETLoader makes it; ``folder`` is left empty."""
+    import comfy.sd
+
+    family = FAMILIES[name]
+    path = folder / f"{name}.safetensors"
+    with small_constants():
+        family.build(path)
+        with torch.inference_mode():
+            model = comfy.sd.load_diffusion_model(str(path), model_options=model_options)
+    path.unlink()
+    return family, model
 
 
 def conditioning(
@@ -201,11 +219,6 @@ def small_constants() -> Iterator[None]:
         yield
 
 
-def parameters(family: Family) -> int:
-    """Number of weights of `family` as the host would build it now; none are allocated."""
-    return sum(p.numel() for p in _host_model(family.sketch(), "meta").parameters())
-
-
 def _host_model(sketch: Sketch, device: str | None = None) -> torch.nn.Module:
     from comfy import model_detection
 
@@ -214,9 +227,18 @@ def _host_model(sketch: Sketch, device: str | None = None) -> torch.nn.Module:
     return config.get_model(sketch, "", device=device).diffusion_model
 
 
-def _random_weight(
-    key: str, tensor: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
+def random_weights(
+    model: torch.nn.Module, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Sketch:
+    """A random value for every weight of a model of the host's."""
+    return {
+        key: random_weight(key, tensor, generator).to(dtype)
+        for key, tensor in sorted(model.state_dict().items())
+    }
+
+
+def random_weight(key: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One that keeps what passes through it near unit variance."""
     if tensor.dim() > 1:
         # Keeps activations near unit variance through any depth of residual blocks.
         fan_in = tensor[0].numel()

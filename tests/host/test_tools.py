@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from families import kinds
-from machine.environment import REPOSITORY
 from machine.host_process import serve
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from talk.client import Client, PromptFailed, PromptRejected
+from talk.api import PromptRejected, node
+from talk.client import Client, PromptFailed
 
-from host import imagic
+from host import given
 
 
 def flat(value: float, count: int = 1, size: tuple[int, int] = (64, 48)) -> torch.Tensor:
@@ -32,7 +30,7 @@ def flat(value: float, count: int = 1, size: tuple[int, int] = (64, 48)) -> torc
 
 
 def test_a_sweep_is_equation_4_at_each_eta(nodes):
-    target, optimized = imagic.conditioning(0), imagic.conditioning(1)
+    target, optimized = given.conditioning(0), given.conditioning(1)
     conditionings, etas = nodes.call("ImagicEtaSweep", target, optimized, 0.0, 1.0, 6)
     assert etas == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert len(conditionings) == 6
@@ -44,7 +42,7 @@ def test_a_sweep_is_equation_4_at_each_eta(nodes):
 
 
 def test_a_sweep_of_one_is_its_start(nodes):
-    target, optimized = imagic.conditioning(0), imagic.conditioning(1)
+    target, optimized = given.conditioning(0), given.conditioning(1)
     _, etas = nodes.call("ImagicEtaSweep", target, optimized, 0.7, 1.0, 1)
     assert etas == [0.7]
 
@@ -52,7 +50,7 @@ def test_a_sweep_of_one_is_its_start(nodes):
 def test_a_sweep_refuses_another_sentences_shape(nodes):
     with pytest.raises(ValueError, match="Eta Sweep: 'target' and 'optimized' do not match"):
         nodes.call(
-            "ImagicEtaSweep", imagic.conditioning(tokens=154), imagic.conditioning(), 0, 1, 2
+            "ImagicEtaSweep", given.conditioning(tokens=154), given.conditioning(), 0, 1, 2
         )
 
 
@@ -133,7 +131,7 @@ def test_a_sheet_refuses_pictures_of_different_sizes(nodes):
 @pytest.fixture(scope="module")
 def learned(nodes, model):
     """Stages A and B, run once."""
-    target, latent = imagic.conditioning(), imagic.latent()
+    target, latent = given.conditioning(), given.latent()
     optimized, loss_a = nodes.optimize(model, target, latent, 3, 1e-2, 0)
     tuned, lora, loss_b = nodes.finetune(model, optimized, latent, "lora", 4, 1e-3, 0)
     return SimpleNamespace(
@@ -215,12 +213,12 @@ def test_the_list_has_both_folders_and_nothing_else(nodes, model, learned, outpu
 
 def test_another_sentence_can_be_wired(nodes, model, learned, output):
     name = save(nodes, model, learned)[3]
-    other = imagic.conditioning(seed=7)
+    other = given.conditioning(seed=7)
     _, e_opt, e_tgt, _, _ = nodes.call("ImagicLoadEdit", model, name, other)
     assert e_tgt is other
     assert_same_conditioning(e_opt, learned.optimized)
     with pytest.raises(ValueError, match=r"'target' has the shape .*154.* the edit has .*77"):
-        nodes.call("ImagicLoadEdit", model, name, imagic.conditioning(tokens=154))
+        nodes.call("ImagicLoadEdit", model, name, given.conditioning(tokens=154))
 
 
 def test_another_base_model_is_warned_of_by_name(
@@ -229,7 +227,7 @@ def test_another_base_model_is_warned_of_by_name(
     from families.tiny import build_tiny
 
     name = save(nodes, model, learned)[3]
-    other = imagic.load(build_tiny(tmp_path / "other.safetensors", seed=1))
+    other = given.load(build_tiny(tmp_path / "other.safetensors", seed=1))
     info = nodes.call("ImagicLoadEdit", other, name)[4]
     assert info.startswith("Warning: 'model' is not the one") and "SD15" in info.splitlines()[0]
     assert "is not the one" in caplog.text
@@ -240,7 +238,7 @@ def test_the_hash_of_the_base_is_of_the_model_alone(nodes, model, learned, tiny_
     before = base_hash(model)
     nodes.sampled_loss(learned.tuned, learned.optimized, learned.latent, 1)  # patched in place
     assert base_hash(model) == before
-    assert base_hash(imagic.load(tiny_checkpoint, dtype=torch.bfloat16)) == before
+    assert base_hash(given.load(tiny_checkpoint, dtype=torch.bfloat16)) == before
     assert base_hash(learned.tuned) != before
 
 
@@ -286,7 +284,7 @@ def outside(nodes, model, learned, output):
     ],
 )
 def test_a_name_that_leaves_the_folders_is_refused(nodes, model, outside, name, monkeypatch):
-    monkeypatch.setattr(nodes.module.imagic_core.edit_file, "read", lambda _: pytest.fail("read"))
+    monkeypatch.setattr(nodes.core.edit_file, "read", lambda _: pytest.fail("read"))
     with pytest.raises(ValueError, match="Load Edit: 'edit' names .* not among the edit files"):
         nodes.call("ImagicLoadEdit", model, name.format(absolute=outside))
 
@@ -368,14 +366,10 @@ def test_the_graph_tells_where_an_edit_comes_from(nodes):
         "base_name": "sd.safetensors",
     }
     assert learned_from(None, None) == {} == learned_from(graph, "77")
-    prompt["5"]["inputs"]["target"] = imagic.conditioning()  # as a node may that adds others
+    prompt["5"]["inputs"]["target"] = given.conditioning()  # as a node may that adds others
     assert "sentence" not in learned_from(graph, "5")
     prompt["1"]["inputs"]["model"] = ["9", 0]  # a circle
     assert "base_name" not in learned_from(graph, "5")
-
-
-def node(kind: str, **inputs):
-    return {"class_type": kind, "inputs": inputs}
 
 
 def drawing(model, optimized, target, prefix: str):
@@ -403,10 +397,6 @@ def drawing(model, optimized, target, prefix: str):
         "pictures": node("SaveImage", images=["decode", 0], filename_prefix=prefix),
         "one": node("SaveImage", images=["sheet", 0], filename_prefix=f"{prefix}_sheet"),
     }
-
-
-def pixels(client, result, node: str):
-    return [np.asarray(Image.open(io.BytesIO(p))) for p in client.pictures(result, node)]
 
 
 def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
@@ -439,16 +429,16 @@ def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
         filename_prefix="imagic/fresh",
     )
     result = client.run(saving)
-    saved = pixels(client, result, "pictures")
+    saved = client.images(result, "pictures")
     assert len(saved) == 2 and not np.array_equal(*saved)
-    assert len(pixels(client, result, "one")) == 1
+    assert len(client.images(result, "one")) == 1
     (name,) = result.outputs["save"]["text"]
     (file,) = (server.base / "output" / "imagic").glob("fresh*.safetensors")
     about = edit_about(file)
     assert about["sentence"] == "a sitting dog" and about["base_name"] == tiny_checkpoint.name
     assert about["ImagicFinetuneModel"]["steps"] == 3
     with (
-        serve(comfyui_folder, Path(sys.executable), REPOSITORY, [tiny_checkpoint]) as fresh,
+        serve(comfyui_folder, [tiny_checkpoint]) as fresh,
         Client(fresh.url) as other,
     ):
         folder = fresh.base / "output" / "imagic"
@@ -456,7 +446,7 @@ def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
         shutil.copy(file, folder)
         loading = common(other) | drawing(["edit", 0], ["edit", 1], ["edit", 2], "loaded")
         loading["edit"] = node("ImagicLoadEdit", model=["load", 0], edit=name)
-        loaded = pixels(other, other.run(loading), "pictures")
+        loaded = other.images(other.run(loading), "pictures")
         assert all(np.array_equal(a, b) for a, b in zip(saved, loaded, strict=True))
         with pytest.raises((PromptRejected, PromptFailed), match="not in list|not among"):
             loading["edit"]["inputs"]["edit"] = f"../output/{name}"
@@ -722,6 +712,6 @@ def test_a_vision_model_without_projection_is_refused(nodes, without_lpips, phot
     ],
 )
 def test_what_cannot_be_scored_is_refused(nodes, without_lpips, photograph, change, message):
-    given = {"images": sweep(photograph, ETAS), "original": [photograph], "etas": ETAS} | change
+    inputs = {"images": sweep(photograph, ETAS), "original": [photograph], "etas": ETAS} | change
     with pytest.raises(ValueError, match=f"Imagic Score Edits: .*{message}"):
-        nodes.call("ImagicScoreEdits", **given)
+        nodes.call("ImagicScoreEdits", **inputs)

@@ -1,22 +1,13 @@
-"""What a user reads of the nodes, and of which English text each translation is one.
-
-``python tests/locales/texts.py LANGUAGE [BEGINNING ...]`` notes that a language follows the English
-of today, of the texts whose names begin so; without a beginning, of all. Run it after translating.
-"""
+"""What a user reads of the nodes, and of which English text each translation is one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TESTS))
-
-from machine.environment import REPOSITORY, prepared  # noqa: E402
+from machine.environment import REPOSITORY
 
 LOCALES = REPOSITORY / "locales"
 DOCS = REPOSITORY / "web" / "docs"
@@ -78,7 +69,7 @@ def stale(language: str, originals: Texts) -> list[str]:
 
 
 def note(language: str, beginnings: list[str], originals: Texts) -> None:
-    """Note that a language follows the English of today; see the module."""
+    """Note that a language follows the English of today, of names that begin so; or of all."""
     file = source_file(language)
     noted = json.loads(file.read_text("utf-8")) if file.exists() else {}
     for name, text in originals.items():
@@ -86,23 +77,3 @@ def note(language: str, beginnings: list[str], originals: Texts) -> None:
             noted[name] = digest(text)
     kept = {name: noted[name] for name in sorted(originals) if name in noted}
     file.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-
-
-def main(language: str, *beginnings: str) -> None:
-    """Ask a server of the host for the English texts."""
-    from machine.host_process import serve
-    from talk.client import Client
-
-    with serve(Path(os.environ["COMFYUI_PATH"]), Path(sys.executable), REPOSITORY) as server:
-        with Client(server.url) as client:
-            note(language, list(beginnings), english(client.get("/object_info")))
-
-
-if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["--in-host"]:
-        main(*arguments[1:])
-    elif arguments and arguments[0] in LANGUAGES:
-        sys.exit(prepared().run(__file__, "--in-host", *arguments))
-    else:
-        raise SystemExit(f"say a language: {', '.join(LANGUAGES)}")

@@ -24,6 +24,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Not resolved: a pack that is linked into custom_nodes lies in that ComfyUI.
 TESTS = Path(os.path.abspath(__file__)).parent.parent
@@ -260,7 +261,7 @@ class _Setup:
         log = MADE / "setup.log"
         # An orphan of a killed set-up holds the lock until it ends, and so cannot write into
         # the next one's folders.
-        keep = {} if os.name == "nt" else {"pass_fds": (self.lock,)}
+        keep: dict[str, Any] = {} if os.name == "nt" else {"pass_fds": (self.lock,)}
         environ = os.environ | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
         environ.pop("PYTHONPATH", None)
         with log.open("a", encoding="utf-8") as file:
@@ -346,7 +347,7 @@ def _lock() -> Iterator[int]:
 
 def _try_lock(descriptor: int) -> bool:
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)

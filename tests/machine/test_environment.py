@@ -232,3 +232,9 @@ def test_pack_and_core_nodes_in_this_process(pack: ModuleType) -> None:
     assert {"KSampler", "ImagicOptimizeEmbedding"} <= set(nodes.NODE_CLASS_MAPPINGS)
     assert Path(nodes.__file__).name == "nodes.py", "the pack's own folder hides ComfyUI's module"
     assert pack.imagic_core.__name__.endswith("Imagic.imagic_core")
+
+
+def test_loading_the_pack_changes_nothing_in_the_host(
+    pack: ModuleType, changed_by_loading: list[str]
+) -> None:
+    assert changed_by_loading == []

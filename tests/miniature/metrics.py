@@ -1,6 +1,7 @@
 """How far two pictures are apart. Pictures are uint8 [128, 128, 3]."""
 
 import numpy as np
+
 from miniature.reader import NO_DOG, Reading
 from miniature.world import Attributes, Identity
 

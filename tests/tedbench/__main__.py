@@ -10,8 +10,8 @@ was stopped or where something failed. `report` makes OUT/scores.md, OUT/scores.
 OUT/curves.png (figure 9) and OUT/page/index.html (figure 8) anew; `run` ends with it. Let people
 open the page and choose; `answers` turns the files that they download there into rates.
 
-It needs a Python with Pillow and aiohttp: ComfyUI's own. Every server must have this pack. Nothing
-is left in a server's input and output folders: pictures go through its temporary one.
+It needs a Python with Pillow: ComfyUI's own. Every server must have this pack. Nothing is left in
+a server's input and output folders: pictures go through its temporary one.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 # This folder itself must not be on the path: its modules are named within tedbench.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,7 +28,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from tedbench import answers, benchmark, curves, page, protocol, scores  # noqa: E402
 from tedbench.farm import Farm  # noqa: E402
 from tedbench.protocol import METHODS, Protocol, ProtocolError  # noqa: E402
-from tedbench.servers import Server, Unusable, check, defaults  # noqa: E402
+from tedbench.servers import Unusable, Worker, check, defaults  # noqa: E402
 from tedbench.store import Store  # noqa: E402
 
 KNOWN = {f.name: f.default for f in dataclasses.fields(Protocol)}
@@ -78,13 +79,13 @@ def run(given: argparse.Namespace) -> int:
     """Run edits; return the exit code."""
     stop = threading.Event()
     edits = benchmark.choose(benchmark.read(given.tedbench), given.edits)
-    servers = [Server(url, stop) for url in dict.fromkeys(given.server)]
+    servers = [Worker(url, stop) for url in dict.fromkeys(given.server)]
     described = [server.describe() for server in servers]
     for server, nodes in zip(servers, described, strict=True):
         missing = [n for n in ("ImagicOptimizeEmbedding", "ImagicFinetuneModel") if n not in nodes]
         if missing:
             raise Unusable(f"{server.url} does not have this pack: no {', '.join(missing)}")
-    trained = {}
+    trained: dict[str, Any] = {}
     for stage, node in (
         ("optimize", "ImagicOptimizeEmbedding"), ("finetune", "ImagicFinetuneModel")
     ):  # fmt: skip

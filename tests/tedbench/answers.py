@@ -57,12 +57,12 @@ def rates(people: dict[str, dict[str, str]], key: dict[str, Any]) -> list[dict[s
             trial = key["trials"][token]
             tally[trial["baseline"]][0] += side == trial["ours"]
             tally[trial["baseline"]][1] += 1
-    rows = [(NAMES[baseline], *counts) for baseline, counts in tally.items()]
-    rows.append(("both", *map(sum, zip(*tally.values(), strict=True))))
+    rows = [(NAMES[baseline], counts) for baseline, counts in tally.items()]
+    rows.append(("both", [sum(counts) for counts in zip(*tally.values(), strict=True)]))
     return [
         {"over": name, "preferred": chosen, "choices": of, "rate": chosen / of if of else None,
          "interval": list(wilson(chosen, of))}
-        for name, chosen, of in rows
+        for name, (chosen, of) in rows
     ]  # fmt: skip
 
 

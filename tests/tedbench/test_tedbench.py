@@ -18,7 +18,7 @@ from machine.environment import TESTS
 from PIL import Image, PngImagePlugin
 
 from tedbench import answers, benchmark, curves, page, prompts, protocol, scores, store
-from tedbench.benchmark import BenchmarkError, Edit
+from tedbench.benchmark import BenchmarkError, Task
 from tedbench.protocol import METHODS, Protocol, ProtocolError
 from tedbench.servers import JobFailed
 from tedbench.store import Store
@@ -32,15 +32,20 @@ RUN = Protocol(
 def png(seed: int, **text: str) -> bytes:
     """A picture of noise, with texts in it as ComfyUI writes them."""
     pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
+    return encoded(Image.fromarray(pixels), **text)
+
+
+def encoded(picture: Image.Image, **text: str) -> bytes:
+    """The picture as PNG, with texts in it."""
     about = PngImagePlugin.PngInfo()
     for name, value in text.items():
         about.add_text(name, value)
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG", pnginfo=about)
+    picture.save(content, "PNG", pnginfo=about)
     return content.getvalue()
 
 
-def make_benchmark(folder: Path, count: int = 2) -> list[Edit]:
+def make_benchmark(folder: Path, count: int = 2) -> list[Task]:
     """A folder as TEdBench is, with photographs of noise."""
     (folder / "originals").mkdir(parents=True)
     listed = [
@@ -53,7 +58,7 @@ def make_benchmark(folder: Path, count: int = 2) -> list[Edit]:
     return benchmark.read(folder)
 
 
-def keep_all(kept: Store, edits: list[Edit], run: Protocol = RUN, methods=METHODS) -> None:
+def keep_all(kept: Store, edits: list[Task], run: Protocol = RUN, methods=METHODS) -> None:
     """Results of all methods: noise, different for each picture."""
     for e, edit in enumerate(edits):
         for m, method in enumerate(methods):
@@ -88,7 +93,7 @@ def kept(tmp_path: Path) -> Store:
     ],
 )  # fmt: skip
 def test_results_have_the_benchmarks_own_names(photograph: str, text: str, name: str) -> None:
-    assert Edit(Path(photograph), text).name == name
+    assert Task(Path(photograph), text).name == name
 
 
 def test_real_benchmark_is_read(tedbench: Path) -> None:
@@ -250,9 +255,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_picture_of_one_colour_is_blank() -> None:
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8), (3, 3, 3)).save(content, "PNG")
-    assert store.is_blank(content.getvalue())
+    assert store.is_blank(encoded(Image.new("RGB", (8, 8), (3, 3, 3))))
     assert not store.is_blank(png(0))
 
 
@@ -386,7 +389,7 @@ def many_trials(tmp_path: Path, seed: int = 0, count: int = 120) -> list[page.Tr
     run = replace(RUN, seed=seed, etas=(0.7,), strengths=(0.7,))
     many = Store(tmp_path / f"many{seed}")
     for i in range(count):
-        edit = Edit(Path(f"pet{i}.png"), "A pet.")
+        edit = Task(Path(f"pet{i}.png"), "A pet.")
         for method in ("imagic", "sdedit", "ddib"):
             many.keep(edit, method, dict.fromkeys(run.settings(method), b"x"), b"x")
     return page.trials(many, run)
