@@ -228,7 +228,7 @@ def main(names: list[str]) -> None:
         checkpoint = build(Path(made) / CHECKPOINT)
         comfyui = Path(os.environ["COMFYUI_PATH"])
         with (
-            serve(comfyui, Path(sys.executable), REPOSITORY, [checkpoint]) as server,
+            serve(comfyui, [checkpoint]) as server,
             Client(server.url) as client,
         ):
             photograph = Image.open(ours.photograph(server.base / "input"))

@@ -22,7 +22,7 @@ def follow(language: str, *beginnings: str) -> None:
     from locales import texts
 
     comfyui = Path(os.environ["COMFYUI_PATH"])
-    with serve(comfyui, Path(sys.executable), REPOSITORY) as server, Client(server.url) as client:
+    with serve(comfyui) as server, Client(server.url) as client:
         originals = texts.english(client.get("/object_info"))
     for one in texts.LANGUAGES if language == "all" else [language]:
         texts.note(one, list(beginnings), originals)

@@ -13,6 +13,8 @@ from locales import texts
 LANGUAGES = texts.LANGUAGES
 # As they are in every language.
 ALIKE = {"alpha", "clip", "eta", "lora"}
+NUMBER = r"[0-9]*\.?[0-9]+(?:e-\d+)?"
+KEPT = rf"\b(?:lora|attention|full|paper|as set|auto|float32|imagic)\b|{NUMBER}"
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +57,18 @@ def test_numbers_and_choices_of_a_tooltip_stand_in_its_translation(
     originals: texts.Texts, language: str
 ) -> None:
     told = texts.translated(language)
-    choices = r"\b(?:lora|attention|full|paper|as set|auto|float32|imagic)\b:?|[0-9]*\.?[0-9]+(?:e-\d+)?"
     lost = {
         name: missing
         for name, text in originals.items()
         if name.endswith(".tooltip")
-        and (missing := {w.rstrip(":") for w in re.findall(choices, text)} - words(told[name]))
+        and (missing := set(re.findall(KEPT, text)) - words(told[name]))
     }
     assert lost == {}
 
 
 def words(text: str) -> set[str]:
     """What a translation says in Latin letters and digits."""
-    return set(re.findall(r"[0-9]*\.?[0-9]+(?:e-\d+)?|as set|[a-z]+[0-9]*", text))
+    return set(re.findall(rf"as set|[a-z]+[0-9]*|{NUMBER}", text))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

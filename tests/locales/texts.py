@@ -25,9 +25,9 @@ def english(known: dict[str, Any]) -> Texts:
             continue
         texts |= {f"{node}.{key}": info[key] for key in ("display_name", "description")}
         inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
-        slots = [("inputs", name, name, options["tooltip"]) for name, (_, options) in inputs.items()]
+        slots = [("inputs", name, name, told["tooltip"]) for name, (_, told) in inputs.items()]
         outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
-        slots += [("outputs", str(i), *told) for i, told in enumerate(outputs)]
+        slots += [("outputs", str(i), *both) for i, both in enumerate(outputs)]
         for kind, key, name, tooltip in slots:
             texts |= {
                 f"{node}.{kind}.{key}.name": name,
