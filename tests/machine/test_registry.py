@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,3 +103,10 @@ def test_what_the_registry_shows_lies_where_the_project_says_that_it_lies() -> N
         assert PROJECT["tool"]["comfy"][key].startswith(
             f"https://raw.githubusercontent.com/{where}/main/"
         )
+
+
+def test_a_newcomer_reads_the_readme_in_minutes() -> None:
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    before, _, _ = readme.partition("## Development")
+    text = re.sub(r"\]\([^)]*\)", "]", before)
+    assert before != readme and len(re.findall(r"[^\W_][\w.,'’%-]*", text)) <= 1500
