@@ -10,15 +10,14 @@ learns. Not counted are the text encoder and the VAE, which are unloaded, and wh
 kernels and other programs take.
 
 A pass costs the multiplications and additions of matrices, convolutions and attention. Stage A goes
-forth and back, stage B back for the weights as well, and save_memory forth once more, at the default
-steps and draws.
+forth and back, stage B back for the weights as well, and save_memory forth once more, at the
+default steps and draws.
 """
 
 import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +186,9 @@ def draws(settings: Any) -> int:
 
 def measured(kind: type, config: Inputs, asked: Inputs) -> dict[str, float]:
     """Gigabytes, and 10^15 operations."""
-    from imagic_core import embedding, finetune
-
     import comfy.ops
+
+    from imagic_core import embedding, finetune
 
     network = kind(
         **config, dtype=torch.bfloat16, device="meta", operations=comfy.ops.disable_weight_init

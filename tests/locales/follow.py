@@ -11,7 +11,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
 
-from machine.environment import REPOSITORY, prepared  # noqa: E402
+from machine.environment import prepared  # noqa: E402
 
 
 def follow(language: str, *beginnings: str) -> None:
