@@ -57,7 +57,7 @@ def run(comfy_cli: str, folder: Path, command: str) -> str:
         env=os.environ | {"HOME": str(folder.parent), "PYTHONUTF8": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_the_registry_finds_nothing_wrong(comfy_cli: str, published: Path) -> None:
