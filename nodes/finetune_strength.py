@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import comfy_host, schema
+from .checks import checked
 from .errors import BadInputError, named
 
 NAME = "Imagic Fine-tune Strength"
@@ -19,6 +20,7 @@ class ImagicFinetuneStrength(io.ComfyNode):
     """Loosens a picture that was learned too well."""
 
     @classmethod
+    @schema.found_by("lora strength", "lora block weight", "edit strength")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -53,7 +55,7 @@ class ImagicFinetuneStrength(io.ComfyNode):
 
     @classmethod
     @named(NAME)
-    @schema.checked
+    @checked()
     def execute(
         cls,
         model: comfy_host.Model,

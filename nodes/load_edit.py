@@ -12,10 +12,13 @@ from ..imagic_core.edit import Edit
 from ..imagic_core.edit_file import EditFileError, LaterVersionError
 from ..imagic_core.interpolate import common_length
 from . import comfy_host, schema
-from .edit_folder import edit_files
+from .checks import checked
+from .edit_folder import FOLDER, edit_files
 from .errors import BadInputError, named
 
 NAME = "Imagic Load Edit"
+NOTHING = "no edit saved yet"
+"""Stands in the list where there is none: an empty list would be reported as a missing input."""
 
 
 def describe(edit: Edit) -> str:
@@ -34,6 +37,7 @@ class ImagicLoadEdit(io.ComfyNode):
     """Reads an edit file."""
 
     @classmethod
+    @schema.found_by("load embedding", "load lora", "reuse edit", "another sentence")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -46,7 +50,7 @@ class ImagicLoadEdit(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that the edit was learned on."),
                 io.Combo.Input(
                     "edit",
-                    options=list(edit_files()),
+                    options=list(edit_files()) or [NOTHING],
                     tooltip="Files of the folder imagic in ComfyUI's output and models folders. "
                     "Press R in the editor to see new ones.",
                 ),
@@ -82,15 +86,23 @@ class ImagicLoadEdit(io.ComfyNode):
         return (file.stat().st_mtime_ns, file.stat().st_size) if file else None
 
     @classmethod
+    def validate_inputs(cls, edit: str) -> bool:
+        """Accept every name: of one that it refuses the host shows no reason; ``execute`` does."""
+        return True
+
+    @classmethod
     @named(NAME)
-    @schema.checked
+    @checked(but="edit")
     def execute(
         cls, model: comfy_host.Model, edit: str, target: comfy_host.Conditioning | None = None
     ) -> io.NodeOutput:
         """Read and check the file, then apply it."""
+        file = edit_files().get(edit)
+        if file is None:
+            raise BadInputError(missing(edit))
         try:
             with torch.inference_mode(False):
-                read = edit_file.read(edit_files()[edit])
+                read = edit_file.read(file)
         except LaterVersionError as error:
             raise BadInputError(f"'edit' {edit!r} {error}. Update ComfyUI-Imagic.") from error
         except (EditFileError, OSError) as error:
@@ -128,6 +140,22 @@ class ImagicLoadEdit(io.ComfyNode):
             dict(read.weights),
             info,
         )
+
+
+def missing(edit: str) -> str:
+    """What to do where there is no file of the name ``edit``."""
+    there = len(edit_files())
+    if not there:
+        return (
+            f"'edit' has no file to choose: the folder {FOLDER} in ComfyUI's output folder holds "
+            "none. First run a workflow with Imagic Save Edit, such as imagic_eta_sheet; then "
+            "press R in the editor and choose the edit."
+        )
+    return (
+        f"'edit' names {edit!r:.200}, which is not among the {there} edit files; press R in the "
+        f"editor and choose one of them, or put the file into the folder {FOLDER} of ComfyUI's "
+        "output or models folder."
+    )
 
 
 def base_name(edit: Edit) -> str:

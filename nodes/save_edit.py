@@ -14,6 +14,7 @@ from ..imagic_core import edit_file
 from ..imagic_core.edit import Edit
 from ..imagic_core.edit_file import EditFileError
 from . import comfy_host, schema
+from .checks import checked
 from .edit_folder import DEFAULT_NAME, FOLDER, listed, new_file, place
 from .errors import BadInputError, named
 from .graph import learned_from
@@ -39,6 +40,7 @@ class ImagicSaveEdit(io.ComfyNode):
     """Writes an edit file."""
 
     @classmethod
+    @schema.found_by("save embedding", "save lora", "keep training")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -101,7 +103,7 @@ class ImagicSaveEdit(io.ComfyNode):
 
     @classmethod
     @named(NAME)
-    @schema.checked
+    @checked()
     def execute(
         cls,
         model: comfy_host.Model,

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
-import hypothesis
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir

@@ -285,8 +285,18 @@ def outside(nodes, model, learned, output):
 )
 def test_a_name_that_leaves_the_folders_is_refused(nodes, model, outside, name, monkeypatch):
     monkeypatch.setattr(nodes.core.edit_file, "read", lambda _: pytest.fail("read"))
-    with pytest.raises(ValueError, match="Load Edit: 'edit' is .*; choose one of: "):
+    with pytest.raises(ValueError, match="Load Edit: 'edit' has no file to choose"):
         nodes.call("ImagicLoadEdit", model, name.format(absolute=outside))
+
+
+def test_a_file_that_is_not_there_is_named_beside_how_many_there_are(nodes, model, learned, output):
+    node = nodes.nodes["ImagicLoadEdit"]
+    save(nodes, model, learned)
+    # The host refuses without a reason that it shows; the node gives one.
+    assert node.validate_inputs("gone.safetensors") is True
+    said = "'gone.safetensors', which is not among the 1 edit files; press R"
+    with pytest.raises(ValueError, match=f"Imagic Load Edit: 'edit' names {said}"):
+        nodes.call("ImagicLoadEdit", model, "gone.safetensors")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "huge header", "other shapes"])
