@@ -173,16 +173,21 @@ def test_out_of_memory_starts_over_with_recomputed_blocks(nodes, model, monkeypa
         nodes.optimize(model, target, latent, 1, RATE, 0, save_memory="off")
 
 
-def test_progress_shows_every_step_with_a_picture(nodes, model, monkeypatch):
+@pytest.mark.parametrize("seconds", [0.0, 1000.0])
+def test_progress_shows_every_step_and_a_picture_now_and_then(nodes, model, seconds, monkeypatch):
     import comfy.utils
 
     shown = []
     monkeypatch.setattr(
         comfy.utils, "PROGRESS_BAR_HOOK", lambda *args, **kwargs: shown.append(args)
     )
+    monkeypatch.setattr(nodes.module.nodes.progress, "SECONDS_BETWEEN_PICTURES", seconds)
     nodes.optimize(model, given.conditioning(), given.latent(), 3, RATE, 0)
     assert [(value, total) for value, total, _ in shown] == [(1, 3), (2, 3), (3, 3)]
-    for _, _, (kind, picture, _) in shown:
+    pictures = [preview for _, _, preview in shown]
+    # The first and the last are always shown.
+    assert [p is None for p in pictures] == [False, seconds > 0, False]
+    for kind, picture, _ in filter(None, pictures):
         assert kind == "JPEG" and picture.width == 320 and picture.height == 400
         assert picture.crop((0, 0, 320, 320)).getextrema() != ((0, 0), (0, 0), (0, 0))
 
