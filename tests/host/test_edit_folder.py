@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 from machine.environment import REPOSITORY
 from machine.host_process import Server
-from talk.client import Client, PromptRejected
+from talk.api import PromptRejected
+from talk.client import Client
 
 
 @pytest.fixture
