@@ -59,6 +59,14 @@ def read_wires(
     Raises:
         BadInputError: something cannot be used; the message says what to do.
     """
+    distilled = comfy_host.distilled_steps(model)
+    if distilled:
+        comfy_host.LOGGER.warning(
+            "'model' is distilled to few steps (%s), and training wears that off: sample the edit "
+            "with the steps and the cfg of the model that it was distilled from, or lower the "
+            "strength of what is learned (Imagic Fine-tune Strength)",
+            distilled,
+        )
     sentence = comfy_host.read_sentence(socket, conditioning)
     return Wires(model, socket, sentence, comfy_host.read_photographs(model, image))
 
@@ -114,7 +122,7 @@ def train(
         new_changes: makes the untrained changes of the weights, for each call of ``stage``.
 
     Raises:
-        BadInputError: the conditioning does not fit the model.
+        BadInputError: the conditioning does not fit the model, or the model cannot be trained.
         OutOfMemoryError: the memory does not suffice even with recomputed blocks.
     """
     at_once = max(1, LATENT_PLACES_AT_ONCE // wires.photographs.x0[0, 0].numel())
@@ -132,13 +140,20 @@ def train(
             recompute=recompute,
         ) as (denoiser, photographs):
             embedding = comfy_host.to_device(wires.sentence.embedding, photographs.x0.device)
-            check_fits(wires.socket, denoiser, photographs, embedding)
             reporter = Reporter(wires.model, settings.steps)
             return stage(Session(denoiser, photographs, embedding, changes, settings, reporter))
 
     for recompute in SAVE_MEMORY[run.save_memory]:
         try:
             return attempt(recompute)
+        except comfy_host.DoesNotFitError as error:
+            text = wires.sentence.embedding.named().items()
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in text)
+            raise BadInputError(
+                f"the model cannot take '{wires.socket}' with {shapes} beside the latent "
+                f"{tuple(wires.photographs.x0.shape)}; connect the text encoder and the VAE that "
+                f"belong to this model. The model said: {error}"
+            ) from error
         except torch.OutOfMemoryError:
             comfy_host.LOGGER.info("out of memory, recompute blocks: %s", recompute)
         # Not before the exception is gone, whose traceback holds all that the attempt had made.
@@ -148,30 +163,3 @@ def train(
         "save_memory 'on', or a model in a smaller number format."
     )
 
-
-def check_fits(
-    socket: str,
-    denoiser: comfy_host.HostDenoiser,
-    photographs: Photographs,
-    embedding: Embedding,
-) -> None:
-    """Pass the photograph through the model once, before the long work starts.
-
-    Raises:
-        BadInputError: the conditioning does not fit the model.
-    """
-    x0 = photographs.x0[:1]
-    try:
-        with torch.no_grad():
-            sigma = denoiser.sigmas[-1:]
-            denoiser.predict(denoiser.add_noise(x0, x0, sigma), sigma, embedding)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
-        pooled = None if embedding.pooled is None else tuple(embedding.pooled.shape)
-        raise BadInputError(
-            f"the model cannot take '{socket}' with tokens {tuple(embedding.tokens.shape)} "
-            f"and pooled vector {pooled} beside the latent {tuple(photographs.x0.shape)}; connect "
-            "the text encoder and the VAE that belong to this model. The model said: "
-            f"{error}"
-        ) from error

@@ -1,4 +1,4 @@
-"""Low-rank changes in a MODEL that is sampled: beside its layers, as they were in training.
+"""Low-rank changes beside the layers of a network, in training and in a MODEL that is sampled.
 
 Nothing is added to the weights, so nothing is rounded and quantised weights serve as well.
 """
@@ -6,9 +6,8 @@ Nothing is added to the weights, so nothing is rounded and quantised weights ser
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import uuid4
 
 import torch
 from comfy.patcher_extension import PatcherInjection
@@ -17,57 +16,91 @@ from torch import Tensor
 from ...imagic_core.finetune import add_product
 from .sockets import Model
 
-Products = Mapping[str, tuple[Tensor, Tensor]]
+Product = Callable[[torch.nn.Module, Tensor, Tensor], Tensor]
+"""What becomes of y = layer(x), from layer, x and y."""
+
+Matrices = Mapping[str, tuple[Tensor, Tensor]]
 """Path of a layer -> up [out, r], as often as it counts, and down [r, in x kernel]."""
+
+
+def put_beside(layer: torch.nn.Module, product: Product) -> Callable[[], None]:
+    """Change what a layer gives; returns what takes the change off, whatever else came or went.
+
+    A forward of the layer's own, and no hook: torch.compile does not see that a hook came.
+    """
+    entry = [product]
+    inner, own, entries = _beside(layer)
+    _put(layer, inner, own, [*entries, entry])
+
+    def take_off() -> None:
+        entry.clear()
+        inner, own, entries = _beside(layer)
+        if entries:  # else another's forward lies over ours, which from now on only calls on
+            _put(layer, inner, own, [one for one in entries if one])
+
+    return take_off
+
+
+def _beside(layer: torch.nn.Module) -> tuple[Callable[..., Tensor], bool, list[list[Product]]]:
+    present = vars(layer).get("forward")
+    found = getattr(present, "beside", None)
+    return found or (layer.forward, present is not None, [])
+
+
+def _put(
+    layer: Any, inner: Callable[..., Tensor], own: bool, entries: list[list[Product]]
+) -> None:
+    if not entries and not own:
+        del layer.forward
+        return
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = inner(x, *args, **kwargs)
+        for entry in entries:
+            if entry:
+                y = entry[0](layer, x, y)
+        return y
+
+    forward.beside = (inner, own, entries)  # type: ignore[attr-defined]
+    layer.forward = forward if entries else inner
 
 
 class Bypass(PatcherInjection):
     """Puts products beside the layers of a MODEL when the host loads it, and takes them off."""
 
-    def __init__(self, products: Products) -> None:
+    def __init__(self, matrices: Matrices) -> None:
         """Take ordinary float32 tensors on the CPU."""
         super().__init__(self._inject, self._eject)
-        self.products = products
-        self.hooks: list[Any] = []
+        self.matrices = matrices
+        self.undo: list[Callable[[], None]] = []
 
     def _inject(self, patcher: Model) -> None:
         self._eject(patcher)
         # A list of its own for each time, which a MODEL that is forgotten while loaded cleans up.
-        self.hooks = hooks = []
-        for path, (up, down) in self.products.items():
-            layer = patcher.model.get_submodule(path)
-            hooks.append(layer.register_forward_hook(_Product(up, down)))
-        weakref.finalize(patcher, _remove, hooks)
+        self.undo = undo = []
+        for path, (up, down) in self.matrices.items():
+            undo.append(put_beside(patcher.model.get_submodule(path), _Product(up, down)))
+        weakref.finalize(patcher, _take_off, undo)
 
     def _eject(self, _patcher: Model) -> None:
-        _remove(self.hooks)
+        _take_off(self.undo)
 
 
-def _remove(hooks: list[Any]) -> None:
-    while hooks:
-        hooks.pop().remove()
+def _take_off(undo: list[Callable[[], None]]) -> None:
+    while undo:
+        undo.pop()()
 
 
 class _Product:
-    """A hook with copies of both matrices where and as its layer computes."""
+    """Keeps copies of both matrices where and as their layer computes."""
 
     def __init__(self, up: Tensor, down: Tensor) -> None:
         self.stored = self.here = (up, down)
 
-    def __call__(self, layer: torch.nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+    def __call__(self, layer: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
         up, down = self.here
         if up.dtype != y.dtype or up.device != y.device:
             # Ordinary tensors, which may take part in training, even where a sampler runs.
             with torch.inference_mode(False):
                 self.here = up, down = self.stored[0].to(y), self.stored[1].to(y)
-        return add_product(layer, args[0], y, up, down)
-
-
-def with_products(model: Model, products: Products) -> Model:
-    """A clone of MODEL with the products beside its layers."""
-    clone = model.clone()
-    if products:
-        bypass = Bypass(products)
-        # The host tells clones apart by these names alone.
-        clone.set_injections(f"imagic {uuid4()}", [bypass])
-    return clone
+        return add_product(layer, x, y, up, down)

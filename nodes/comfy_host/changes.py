@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from ...imagic_core.finetune import Difference, LowRank
+from .bypass import put_beside
 from .rounding import rounded
 from .sockets import Model
 
@@ -18,22 +21,17 @@ from .sockets import Model
 def applied(patcher: Model, changes: Mapping[str, Difference | LowRank]) -> Iterator[None]:
     """Pass layers and weights through their changes in every forward."""
     with ExitStack() as undo:
+        made = Made()
         for key, change in changes.items():
             path, name = key.rsplit(".", 1)
             layer = patcher.model.get_submodule(path)
             change.to(patcher.load_device)
             if isinstance(change, LowRank):
-                undo.callback(layer.register_forward_hook(_beside(change)).remove)
+                undo.callback(put_beside(layer, change))
             else:
-                undo.enter_context(_added(layer, name, AsStored(change, key)))
+                undo.enter_context(_added(layer, name, AsStored(change, key, made)))
+        undo.enter_context(saved_tensors_hooks(made.pack, made.unpack))
         yield
-
-
-def _beside(change: LowRank) -> Any:
-    def hook(layer: torch.nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        return change(layer, args[0], y)
-
-    return hook
 
 
 @contextmanager
@@ -52,6 +50,41 @@ def _added(layer: torch.nn.Module, name: str, function: AsStored) -> Iterator[No
             delattr(layer, functions)
 
 
+class Recipe(NamedTuple):
+    """What stands for a changed weight, or a view of it, between the passes."""
+
+    change: AsStored
+    weight: Tensor
+    view: tuple[torch.Size, tuple[int, ...], Any]
+
+
+class Made:
+    """Changed weights, which autograd keeps as recipes: they are made anew in the backward pass."""
+
+    def __init__(self) -> None:
+        """None is made yet."""
+        self.made: dict[int, tuple[weakref.ref[Tensor], AsStored, Tensor]] = {}
+
+    def add(self, changed: Tensor, change: AsStored, weight: Tensor) -> None:
+        """Remember how a changed weight was made."""
+        place = changed.untyped_storage().data_ptr()
+        self.made[place] = (weakref.ref(changed), change, weight)
+
+    def pack(self, tensor: Tensor) -> Tensor | Recipe:
+        """What autograd keeps of a tensor."""
+        found = self.made.get(tensor.untyped_storage().data_ptr())
+        if found is None or found[0]() is None:  # else another has come to lie there
+            return tensor
+        return Recipe(*found[1:], (tensor.size(), tensor.stride(), tensor.storage_offset()))
+
+    def unpack(self, kept: Tensor | Recipe) -> Tensor:
+        """The tensor for the backward pass."""
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad():
+            return kept.change.of(kept.weight).as_strided(*kept.view)
+
+
 class AsStored:
     """Adds a difference as the returned MODEL will have it: rounded to the stored number format.
 
@@ -60,12 +93,18 @@ class AsStored:
 
     stored = torch.float32
 
-    def __init__(self, change: Difference, key: str) -> None:
-        """Take the difference and the state dict key of its weight."""
-        self.change, self.key = change, key
+    def __init__(self, change: Difference, key: str, made: Made) -> None:
+        """Take the difference, the state dict key of its weight, and what remembers the result."""
+        self.change, self.key, self.made = change, key, made
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The changed weight, in the number format of ``weight``."""
+        changed = self.of(weight)
+        self.made.add(changed, self, weight)
+        return changed
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The same, as often as it is asked for."""
         changed = self.change(weight.float())
         if self.stored != torch.float32:
             exact = changed.detach()

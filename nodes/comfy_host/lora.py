@@ -10,30 +10,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
-import comfy.lora
-import comfy.sd
 import torch
 from torch import Tensor
 
 from ...imagic_core.finetune import Difference, LowRank
 from ..errors import BadInputError
-from .bypass import with_products
-from .rounding import DROPPED_BITS
-from .rounding import rounded as rounded_to
 from .sockets import Model
 
 Lora = Mapping[str, Tensor]
 
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
 DIFF, DIFF_BIAS = ".diff", ".diff_b"
-CARRIED = "imagic"
-"""Begins the name under which a MODEL keeps what ``apply_lora`` has put into it."""
-
 HALF_ERROR = 1e-3
 """Relative error by which a matrix may change in float16; ordinary numbers change by 3e-4."""
 
@@ -59,62 +50,17 @@ def changes_to_lora(changes: Mapping[str, Difference | LowRank]) -> dict[str, Te
     return {name: t.detach().float().cpu().contiguous() for name, t in lora.items()}
 
 
-def apply_lora(model: Model, lora: Lora, strength: float = 1.0) -> Model:
-    """A fresh clone of MODEL with the LORA_MODEL in it, as it was when its training ended.
-
-    Low-rank changes go beside the layers, differences into the weights.
-    """
-    products, differences = {}, {}
-    with torch.inference_mode(False):
-        for key, tensor in lora.items():
-            layer, part = layer_of(key)
-            if part == UP:
-                down = lora[layer + DOWN].flatten(1)
-                alpha = lora.get(layer + ALPHA)
-                share = strength * (1.0 if alpha is None else alpha.item() / len(down))
-                products[layer] = (tensor.flatten(1).float() * share, down.float().clone())
-            elif part in (DIFF, DIFF_BIAS):
-                differences[key] = tensor.float() * strength
-        if differences:
-            model = comfy.sd.load_lora_for_models(model, None, _exact(model, differences), 1, 0)[0]
-        tuned = with_products(model, products)
-    tuned.set_attachments(f"{CARRIED} {_digest(lora, strength)}", dict(lora))
-    return tuned
-
-
-def _exact(model: Model, differences: Lora) -> dict[str, Tensor]:
-    """The differences that the host's rounding leaves as training had them; see ``rounding``."""
-    known, exact = model.get_key_patches("diffusion_model."), {}
-    for key, difference in differences.items():
-        layer, part = layer_of(key)
-        name = f"{layer}.{'weight' if part == DIFF else 'bias'}"
-        (weight, convert), *patches = known[name]
-        exact[key] = difference
-        if weight.dtype in DROPPED_BITS:
-            before = comfy.lora.calculate_weight(patches, convert(weight.float()), name)
-            after = before.to(weight.dtype).float() + difference.to(before)
-            exact[key] = rounded_to(after, weight.dtype, name) - before
-    return exact
-
-
-def _digest(lora: Lora, strength: float) -> str:
-    digest = hashlib.sha256(str(strength).encode())
-    for key in sorted(lora):
-        digest.update(key.encode())
-        digest.update(lora[key].detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def rounded(lora: Lora) -> dict[str, Tensor]:
     """The LORA_MODEL in the number formats that a file keeps it in, on the CPU.
 
     Low-rank matrices become float16 unless that would change them by more than ``HALF_ERROR``.
     Differences stay in float32: they are far smaller than float16 resolves.
     """
-    return {key: _halved(key, tensor.detach().cpu()) for key, tensor in lora.items()}
+    return {key: halved(key, tensor.detach().cpu()) for key, tensor in lora.items()}
 
 
-def _halved(key: str, tensor: Tensor) -> Tensor:
+def halved(key: str, tensor: Tensor) -> Tensor:
+    """One tensor of ``rounded``."""
     exact, half = tensor.float(), tensor.half()
     if not key.endswith((UP, DOWN)):
         return exact
@@ -155,25 +101,6 @@ def _fits(lora: Lora, layer: str, part: str, shape: tuple[int, ...]) -> bool:
         return lora[layer + part].numel() == 1
     out, rank = up.flatten(1).shape
     return (out, rank, down[0].numel()) == (shape[0], len(down), prod(shape[1:]))
-
-
-def carried(model: Model) -> dict[str, Lora]:
-    """What ``apply_lora`` has put into MODEL: each LORA_MODEL, by what tells it apart."""
-    return {k: lora for k, lora in model.attachments.items() if k.startswith(CARRIED)}
-
-
-def has_lora(model: Model, lora: Lora) -> bool:
-    """Whether a tensor of the LORA_MODEL is in MODEL already, by this pack or by the host."""
-    for key, tensor in lora.items():
-        layer, part = layer_of(key)
-        if part not in (UP, DIFF):
-            continue
-        there = [one[key] for one in carried(model).values() if key in one]
-        for patch in model.patches.get(f"{layer}.weight", ()):
-            there += patch_tensors(patch[1])
-        if any(one is tensor or torch.equal(one, tensor) for one in there):
-            return True
-    return False
 
 
 def patch_tensors(patch: Any) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,13 +10,15 @@ import comfy.model_management
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from torch.utils.checkpoint import checkpoint
 
 from ...imagic_core.edit import Sentence
 from ...imagic_core.finetune import Difference, LowRank
 from ...imagic_core.objective import Photographs
 from .changes import applied
-from .denoiser import HostDenoiser
+from .denoiser import HostDenoiser, to_device
+from .kernels import differentiable_kernels, differentiable_options
+from .probe import check_draws, check_trains
+from .recompute import recomputed
 from .sockets import Model
 
 
@@ -42,6 +44,10 @@ def trainable(
 
     Yields:
         The denoiser with the changes applied, and the photographs on the model's device.
+
+    Raises:
+        DoesNotFitError: the sentence, the photographs and the model do not belong together.
+        BadInputError: the model cannot be trained.
     """
     patcher = _trainable_clone(model)
     if compute_dtype is not None:
@@ -55,18 +61,23 @@ def trainable(
         patcher.pre_run()
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
-        undo.enter_context(_training_kernels())
         # Some models seed PyTorch's global generator in their conditioning.
         undo.enter_context(torch.random.fork_rng(devices=[]))
         undo.enter_context(_frozen_weights(patcher.model))
-        undo.enter_context(_norms_on_copies(patcher.model))
-        if recompute:
-            undo.enter_context(_checkpointed(patcher.model.diffusion_model))
-        if changes:
-            undo.enter_context(applied(patcher, changes))
         photographs = photographs.to(patcher.load_device)
         dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
-        yield HostDenoiser(patcher, photographs.x0, sentence.options, dtype), photographs
+        denoiser = HostDenoiser(patcher, photographs.x0, sentence.options, dtype)
+        first = photographs.x0[:1], to_device(sentence.embedding, patcher.load_device)
+        check_draws(denoiser, *first)
+        undo.enter_context(differentiable_kernels())
+        denoiser.transformer_options |= differentiable_options()
+        if recompute:
+            undo.enter_context(recomputed(patcher.model.diffusion_model))
+        if changes:
+            undo.enter_context(applied(patcher, changes))
+        leaves = [p for change in (changes or {}).values() for p in change.parameters()]
+        check_trains(denoiser, *first, [leaf for leaf in leaves if leaf.requires_grad])
+        yield denoiser, photographs
 
 
 def _trainable_clone(model: Model) -> Model:
@@ -75,20 +86,6 @@ def _trainable_clone(model: Model) -> Model:
     if is_dynamic is not None and is_dynamic():
         return model.clone(disable_dynamic=True)
     return model.clone()
-
-
-@contextmanager
-def _training_kernels() -> Iterator[None]:
-    """Newer hosts choose kernels with a backward pass by this flag."""
-    if not hasattr(comfy.model_management, "in_training"):
-        yield
-        return
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        yield
-    finally:
-        comfy.model_management.in_training = before
 
 
 @contextmanager
@@ -121,70 +118,12 @@ def _ordinary(tensor: Tensor) -> Tensor:
         names, about = data.__tensor_flatten__()
         inner = {name: _ordinary(getattr(data, name)) for name in names}
         alias = type(data).__tensor_unflatten__(inner, about, data.size(), data.stride())
-    elif type(data) is Tensor:
+    else:
         alias = torch.empty(0, dtype=data.dtype, device=data.device)
         alias.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
-    else:
-        return tensor  # another pack's, which makes ordinary tensors of it in every forward
+        if type(data) is not Tensor:  # another pack's, which knows more of it
+            alias = alias.as_subclass(type(data))
+            vars(alias).update(vars(data))
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(alias, requires_grad=False)
     return alias
-
-
-@contextmanager
-def _norms_on_copies(model: torch.nn.Module) -> Iterator[None]:
-    """Some transformers add to a tensor in place after a norm has kept it for its backward pass.
-
-    Autograd refuses that, and recomputed blocks give wrong gradients without a word.
-    """
-
-    def copied(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(map(_copied, args))
-
-    hooks = [
-        module.register_forward_pre_hook(copied)
-        for module in model.modules()
-        if isinstance(module, torch.nn.LayerNorm)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _checkpointed(network: torch.nn.Module) -> Iterator[None]:
-    """Recompute each block of the network in the backward pass instead of keeping it."""
-    blocks = list(_blocks(network))
-    for block in blocks:
-        block.forward = _recomputed(block.forward)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-def _blocks(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    containers = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)
-    for child in network.children():
-        if isinstance(child, containers):
-            yield from _blocks(child)
-        else:
-            yield child
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def on_copies(*args: Any, **kwargs: Any) -> Any:
-        # Some blocks add to their input in place; it must still be there for the second pass.
-        return forward(*map(_copied, args), **{k: _copied(v) for k, v in kwargs.items()})
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(on_copies, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    return run
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value

@@ -258,6 +258,17 @@ def test_projection_keeps_identity_and_edit_apart() -> None:
         project(sentence(True), sentence(False), 1.0, 1.0)
 
 
+def test_text_of_further_encoders_is_interpolated_by_name() -> None:
+    def wide(**more: torch.Tensor) -> Embedding:
+        return Embedding(torch.zeros(1, 6, 4), None, more)
+
+    one, two = torch.ones(1, 3, 2), torch.full((1, 2, 2), 3.0)
+    e = interpolate(wide(a=one, b=two), wide(b=0 * two, a=0 * one), 0.25)
+    assert torch.equal(e.more["a"], one / 4) and torch.equal(e.more["b"], two / 4)
+    with pytest.raises(ValueError, match="'b'"):
+        interpolate(wide(a=one), wide(a=one, b=two), 0.5)
+
+
 def test_interpolation_needs_equal_shapes() -> None:
     with pytest.raises(ValueError, match=r"\(1, 6, 4\).*\(1, 7, 4\)"):
         interpolate(sentence(False), Embedding(torch.zeros(1, 7, 4)), 0.5)

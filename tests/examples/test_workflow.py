@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from safetensors.numpy import load_file
 from talk.api import Prompt
 from talk.client import Client
 
-from examples.prompts import QUICK, example
+from examples.canvas import PACKS
+from examples.prompts import FOLDER, QUICK, example
 
 # Of different sizes and modes, from 256 to 1250 pixels.
 PHOTOGRAPHS = ("dog2_standing.png", "giraffe.jpeg", "chibi.jpeg", "tennis_ball.jpeg", "cat.jpeg")
@@ -80,3 +83,17 @@ def test_a_fresh_process_learns_and_draws_the_same(
     assert lora.keys() == lora_again.keys() and any(t.any() for t in lora.values())
     # Stage B starts from the embedding of stage A: equal weights come from equal embeddings.
     assert all(np.array_equal(lora[key], lora_again[key]) for key in lora)
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.stem)
+def test_the_manager_finds_every_node_that_is_missing(file: Path) -> None:
+    workflow = json.loads(file.read_text("utf-8"))
+    inside = workflow.get("definitions", {}).get("subgraphs", [])
+    boxes = {one["id"] for one in inside}
+    for node in [*workflow["nodes"], *(node for one in inside for node in one["nodes"])]:
+        # The front end's own, and boxes that are in the file.
+        if node["type"] in {"MarkdownNote", "Note", "Reroute"} | boxes:
+            continue
+        pack = PACKS["ours" if node["type"].startswith("Imagic") else "core"]["cnr_id"]
+        assert node["properties"].get("cnr_id") == pack, node["type"]
+        assert re.fullmatch(r"\d+\.\d+\.\d+", node["properties"]["ver"]), node["type"]

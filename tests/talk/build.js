@@ -1,6 +1,6 @@
 // Builds a workflow on the canvas from the description that workflows.py makes.
 // Columns go from left to right, a frame around each run of columns that shares a title.
-async ({ id, nodes, links, columns }) => {
+async ({ id, packs, nodes, links, columns }) => {
   const GAP = { x: 60, y: 30, frame: 20, title: LiteGraph.NODE_TITLE_HEIGHT }
   const slot = (node, kind, name) => {
     const index = node[kind].findIndex((one) => one.name === name)
@@ -19,6 +19,8 @@ async ({ id, nodes, links, columns }) => {
       if (!widget) throw new Error(`${type} has no widget '${name}'`)
       widget.value = value
     }
+    const from = node.constructor.nodeData?.python_module
+    if (from) Object.assign(node.properties, from.startsWith('custom_nodes') ? packs.ours : packs.core)
     if (models.length) node.properties.models = models
     const least = node.computeSize()
     node.setSize([Math.max(least[0], size[0]), Math.max(least[1], size[1])])
