@@ -110,24 +110,30 @@ def gradients_apart(nodes: Any, model: Any, target: Any, image: Any) -> tuple[fl
 
 
 def table(results: dict[str, Row]) -> str:
-    """The results as markdown."""
-    head = ("model", "method", "stored as", *LOSSES, "lost in the hand-off", *CHECKS)
+    """The results as markdown, one line for each family in each number format."""
+    methods = [m for m in RATES if any(key.split("/")[1] == m for key in results)]
+    head = ("model", "ComfyUI", "stored as", *LOSSES[:2], *methods, "lost in the hand-off", *CHECKS)
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
-    for key, row in results.items():
-        name, method, dtype = key.split("/")
-        cells = [FAMILIES[name].title, method, dtype]
-        reasons = [f"{k}: {row[k]}" for k in ("not there", "refused", "failed") if k in row]
+    for name, dtype in dict.fromkeys((key.split("/")[0], key.split("/")[2]) for key in results):
+        rows = {m: row for m in methods if (row := results.get(f"{name}/{m}/{dtype}"))}
+        first = next(iter(rows.values()))
+        cells = [FAMILIES[name].title, first["host"], dtype]
+        reasons = [f"{k}: {first[k]}" for k in ("not there", "refused", "failed") if k in first]
         if reasons:
             cells += [reasons[0].replace("\n", " "), *[""] * (len(head) - 4)]
         else:
-            losses = [row[c] for c in LOSSES]
-            # As a share of what fine-tuning gained, over what it started from.
-            gained = losses[1] - losses[2]
-            lost = f"{(losses[3] - losses[2]) / gained:+.4%}" if gained > 0 else "nothing gained"
-            text, *apart = (row[c] for c in CHECKS)
-            cells += [*(f"{x:.5f}" for x in losses), lost, text, *(f"{x:.0e}" for x in apart)]
+            text, *apart = (first[c] for c in CHECKS)
+            cells += [f"{first[c]:.4f}" for c in LOSSES[:2]]
+            cells += [f"{rows[m][LOSSES[2]]:.4f}" if m in rows else "" for m in methods]
+            cells += [f"{max(map(_lost, rows.values())):.0e}", text, *(f"{x:.0e}" for x in apart)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _lost(row: Row) -> float:
+    """How far the returned MODEL's loss is from where training ended, in what training gained."""
+    _, before, ended, returned = (row[c] for c in LOSSES)
+    return abs(returned - ended) / abs(before - ended)
 
 
 def main() -> None:
@@ -140,6 +146,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     nodes = imagic.start(command.comfyui())
+    host = importlib.import_module("comfyui_version").__version__
     for dtype in arguments.dtypes:
         for name in arguments.families:
             wanted = [m for m in arguments.methods if f"{name}/{m}/{dtype}" not in results]
@@ -151,7 +158,7 @@ def main() -> None:
                 why = f"{type(error).__name__}: {error!s:.300}"
                 found = {method: {"failed": why} for method in wanted}
             for method, row in found.items():
-                results[f"{name}/{method}/{dtype}"] = row
+                results[f"{name}/{method}/{dtype}"] = {"host": host, **row}
                 print(name, method, dtype, json.dumps(row), flush=True)
             importlib.import_module("comfy.model_management").unload_all_models()
             # after every model, so that a run cut short is not lost
