@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import schema
+from .checks import checked
 from .errors import BadInputError, named
 from .pictures import to_image, to_pil
 from .sheet import contact_sheet
@@ -66,6 +67,7 @@ class ImagicContactSheet(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         images: list[Tensor],

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..imagic_core.interpolate import interpolate
 from . import comfy_host, schema
+from .checks import checked
 from .errors import named
 from .sweep import eta_range
 
@@ -72,6 +73,7 @@ class ImagicEtaSweep(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         target: comfy_host.Conditioning,

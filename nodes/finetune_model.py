@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..imagic_core.finetune import METHODS, PAPER, PAPER_METHOD, finetune_model
 from . import comfy_host, schema
+from .checks import checked
 from .errors import named
 from .train import Run, Session, read_wires, train
 
@@ -90,6 +91,7 @@ class ImagicFinetuneModel(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         model: comfy_host.Model,

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..imagic_core.interpolate import interpolate
 from . import comfy_host, schema
+from .checks import checked
 from .errors import named
 
 NAME = "Imagic Interpolate Conditioning"
@@ -51,6 +52,7 @@ class ImagicInterpolateConditioning(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls, target: comfy_host.Conditioning, optimized: comfy_host.Conditioning, eta: float
     ) -> io.NodeOutput:

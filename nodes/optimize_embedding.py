@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..imagic_core.embedding import DEFAULT, PAPER, optimize_embedding
 from . import comfy_host, schema
+from .checks import checked
 from .errors import named
 from .train import Run, Session, read_wires, train
 
@@ -53,6 +54,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         model: comfy_host.Model,

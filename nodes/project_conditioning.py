@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..imagic_core.interpolate import project
 from . import comfy_host, schema
+from .checks import checked
 from .errors import named
 
 NAME = "Imagic Project Conditioning"
@@ -57,6 +58,7 @@ class ImagicProjectConditioning(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         target: comfy_host.Conditioning,

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import comfy_host, schema
+from .checks import checked
 from .errors import BadInputError, named
 from .pictures import to_image
 from .scoring.chart import chart
@@ -72,6 +73,7 @@ class ImagicScoreEdits(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         images: list[Tensor],

@@ -1,20 +1,32 @@
 """What the benchmarks' command lines have in common."""
 
 import argparse
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from machine.environment import MADE
 
 
-def parser(about: str | None) -> argparse.ArgumentParser:
-    """Begin a command line; ``about`` is the benchmark's docstring."""
+def parser(about: str | None, name: str) -> argparse.ArgumentParser:
+    """Begin the command line of the benchmark ``name``; ``about`` is its docstring."""
     begun = argparse.ArgumentParser(description=(about or "").split("\n")[0])
-    begun.add_argument("--json", type=Path, required=True)
-    begun.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
+    begun.add_argument(
+        "--json",
+        type=Path,
+        default=MADE / "benchmarks" / f"{name}.json",
+        help="where to write what was measured; default: %(default)s",
+    )
     return begun
 
 
-def comfyui(begun: argparse.ArgumentParser, given: argparse.Namespace) -> Path:
-    """The ComfyUI to measure in, or end with what to say."""
-    if given.comfyui is None:
-        begun.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
-    return Path(given.comfyui)
+def comfyui() -> Path:
+    """The ComfyUI to measure in; see ``machine.environment``."""
+    return Path(os.environ["COMFYUI_PATH"])
+
+
+def write(file: Path, measured: dict[str, Any]) -> None:
+    """Write what was measured as JSON, into a new folder where there is none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(measured, indent=1) + "\n")

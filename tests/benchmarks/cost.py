@@ -1,6 +1,6 @@
 """What the trainings take at the least in memory and arithmetic, from full-size models' shapes.
 
-    COMFYUI_PATH=... python tests/benchmarks/cost.py --json OUT.json
+    python3 tests/benchmarks/cost.py [--json OUT.json]
 
 The networks of ComfyUI 0.33.0 or newer without their numbers (PyTorch's meta device), in bfloat16,
 at the size that each works at, one picture. Counted is what autograd keeps for the backward pass,
@@ -14,24 +14,26 @@ forth and back, stage B back for the weights as well, and save_memory forth once
 default steps and draws.
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-from machine import in_process  # noqa: E402
-from machine.environment import REPOSITORY  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from machine.environment import REPOSITORY, in_host
 
-from benchmarks import command  # noqa: E402
+if __name__ == "__main__":
+    in_host()
+
+import torch
+from machine import in_process
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import command
 
 RANK = 16
 GB = 1e9
@@ -219,13 +221,12 @@ def measured(kind: type, config: Inputs, asked: Inputs) -> dict[str, float]:
 
 def main() -> None:
     """Print a table and write the numbers."""
-    begun = command.parser(__doc__)
-    given = begun.parse_args()
+    given = command.parser(__doc__, "cost").parse_args()
     with tempfile.TemporaryDirectory() as base:
         in_process.import_file("imagic_core", REPOSITORY / "imagic_core" / "__init__.py")
-        in_process.start(command.comfyui(begun, given), Path(base))
+        in_process.start(command.comfyui(), Path(base))
     table = {name: measured(*parts) for name, parts in models().items()}
-    given.json.write_text(json.dumps(table, indent=1) + "\n")
+    command.write(given.json, table)
     for name, row in table.items():
         print(f"{name:30}", "  ".join(f"{key} {value:.1f}" for key, value in row.items()))
 

@@ -1,7 +1,7 @@
 """Edits whose true result is known: Imagic against SDEdit and DDIB in the real host.
 
-    COMFYUI_PATH=... python tests/benchmarks/counterfactual.py --json OUT.json [--sheet OUT.png]
-                     [--edits N] [--part K/N | --merge PARTS] [--methods NAME ...] [--living]
+    python tests/benchmarks/counterfactual.py [--json OUT.json] [--sheet OUT.png] [--edits N]
+                     [--part K/N | --merge PARTS] [--methods NAME ...] [--living]
                      [--checkpoint FILE] [--world FILE.py]
 
 Imagic's eta and SDEdit's strength follow one rule for all pictures. SDEdit takes the lowest on the
@@ -26,17 +26,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from PIL import Image
-
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-from machine import imagic, in_process  # noqa: E402
-from miniature import build, metrics  # noqa: E402
+from machine.environment import in_host
 
-from benchmarks import command, living  # noqa: E402
+if __name__ == "__main__":
+    in_host()
+
+import numpy as np
+import torch
+from machine import imagic, in_process
+from miniature import build, metrics
+from PIL import Image
+
+from benchmarks import command, living
 
 STEPS, SCHEDULER, SEEDS = 50, "normal", (11, 12, 13, 14)
 ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
@@ -297,9 +301,10 @@ def score(
 
 def write(path: Path, results: dict[str, list[dict]], network: str) -> None:
     """The table and all that it is made of."""
-    path.write_text(json.dumps(
-        {"methods": table(results), "best_of_seeds": table(best(results)), "edits": results,
-         "network": network}, indent=1) + "\n")
+    command.write(path, {
+        "methods": table(results), "best_of_seeds": table(best(results)), "edits": results,
+        "network": network,
+    })
 
 
 def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
@@ -315,9 +320,9 @@ def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
 
 def main() -> None:
     """Run, print, write."""
-    parser = command.parser(__doc__)
+    parser = command.parser(__doc__, "counterfactual")
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--edits", type=int, default=60)
+    parser.add_argument("--edits", type=int, default=36)
     parser.add_argument("--part", default="1/1", help="K/N: every N-th edit from the K-th")
     parser.add_argument("--merge", type=Path, nargs="*", help="instead: put the JSON of parts"
                         " together")
@@ -335,8 +340,7 @@ def main() -> None:
     if arguments.living and arguments.checkpoint:
         parser.error("--living knows the miniature's own checkpoint only")
     world = in_process.import_file("benchmark_world", arguments.world)
-    comfyui = command.comfyui(parser, arguments)
-    host, judge = Host(comfyui, arguments.checkpoint, arguments.living), world.Judge()
+    host, judge = Host(command.comfyui(), arguments.checkpoint, arguments.living), world.Judge()
     network = f"{host.checkpoint.name}{', living channels' if arguments.living else ''}"
 
     results: dict[str, list[dict]] = {name: [] for name in arguments.methods}
@@ -355,6 +359,7 @@ def main() -> None:
         if arguments.sheet:
             Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
     show(results)
+    print(f"each edit's figures: {arguments.json.absolute()}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Does the miniature draw what the sentence says, and is it more than a memory?
 
-    COMFYUI_PATH=... python tests/benchmarks/samples.py --json OUT.json [--sheet OUT.png]
-                     [--count N] [--training N] [--living]
+    python tests/benchmarks/samples.py [--json OUT.json] [--sheet OUT.png] [--count N]
+                     [--training N] [--living]
 
 Draws through the real host's KSampler and has the reader look. Then looks for each sample's
 nearest picture, once among those of the training and once among as many of the same kind that the
@@ -15,17 +15,22 @@ import json
 import sys
 from pathlib import Path
 
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from machine.environment import in_host
+
+if __name__ == "__main__":
+    in_host()
+
 import numpy as np
 import torch
+from miniature import metrics, reader, train, world
+from miniature.captions import caption
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from miniature import metrics, reader, train, world  # noqa: E402
-from miniature.captions import caption  # noqa: E402
-
-from benchmarks import command  # noqa: E402
-from benchmarks.counterfactual import Host  # noqa: E402
+from benchmarks import command
+from benchmarks.counterfactual import Host
 
 STEPS, GUIDANCE, BATCH = 25, 3.0, 16
 KINDS = ("pose", "place", "accessory")
@@ -60,7 +65,7 @@ def compare(shown: np.ndarray, trained: np.ndarray, unseen: np.ndarray) -> dict[
 
 def main() -> None:
     """Run, print, write."""
-    parser = command.parser(__doc__)
+    parser = command.parser(__doc__, "samples")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--count", type=int, default=512)
     parser.add_argument("--training", type=int, default=8192,
@@ -68,7 +73,7 @@ def main() -> None:
     parser.add_argument("--living", action="store_true",
                         help="the living channels alone: eight times as fast")
     arguments = parser.parse_args()
-    host = Host(command.comfyui(parser, arguments), only_living=arguments.living)
+    host = Host(command.comfyui(), only_living=arguments.living)
 
     cells = [world.Attributes(*c) for c in
              itertools.product(world.POSES, world.PLACES, world.ACCESSORIES)]
@@ -103,7 +108,7 @@ def main() -> None:
         "nearest": {name: compare(shown, trained, unseen) for name, shown in
                     (("samples", pictures), ("new", new), ("held out", coded))},
     }
-    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    command.write(arguments.json, figures)
     print(json.dumps(figures, indent=1))
     if arguments.sheet:
         side = 8

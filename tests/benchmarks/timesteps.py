@@ -1,6 +1,6 @@
 """What it saves to draw each step's timesteps one from each equal part of the schedule.
 
-    COMFYUI_PATH=... python tests/benchmarks/timesteps.py --json OUT.json [--draws N]
+    python tests/benchmarks/timesteps.py [--json OUT.json] [--draws N]
 
 The variance of a step's loss and gradient over its draws of (t, eps), stratified over independent,
 at the start of stages A and B on a held-out animal of the miniature: 1 saves nothing, 0.5 is as
@@ -13,15 +13,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from machine.environment import in_host
+
+if __name__ == "__main__":
+    in_host()
+
 import torch
+from miniature import edits
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from miniature import edits  # noqa: E402
-
-from benchmarks import command  # noqa: E402
-from benchmarks.counterfactual import Host  # noqa: E402
+from benchmarks import command
+from benchmarks.counterfactual import Host
 
 BATCHES = (2, 4, 8)
 
@@ -58,11 +63,11 @@ class Moments:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = command.parser(__doc__)
+    parser = command.parser(__doc__, "timesteps")
     parser.add_argument("--draws", type=int, default=256)
     parser.add_argument("--edit", type=int, default=0)
     arguments = parser.parse_args()
-    host = Host(command.comfyui(parser, arguments), only_living=True)
+    host = Host(command.comfyui(), only_living=True)
     edit = edits.edits(arguments.edit + 1)[arguments.edit]
     pack, text, image = host.pack, host.say(edit.target_text), host.encode(edit.source)
     parts = max(BATCHES)
@@ -86,7 +91,7 @@ def main() -> None:
     found = {name: {b: round(m.ratio(b), 3) for b in BATCHES} for name, m in moments.items()}
     print(json.dumps(found, indent=1))
     about = {"draws": arguments.draws, "edit": edit.name, "sentence": edit.target_text}
-    arguments.json.write_text(json.dumps({"variance ratio by batch": found, **about}) + "\n")
+    command.write(arguments.json, {"variance ratio by batch": found, **about})
 
 
 if __name__ == "__main__":

@@ -229,3 +229,14 @@ def test_choosing_a_method_sets_what_suits_it_and_keeps_what_the_user_set(editor
         assert editor.evaluate(choose, [node, method]) == expected, method
     editor.set(node, "learning_rate", 0.00123)
     assert editor.evaluate(choose, [node, "lora"])[1] == 0.00123
+
+
+def test_the_name_of_an_edit_has_its_date_and_widgets_replaced(editor: Editor) -> None:
+    editor.drop(FOLDER / "imagic_eta_sheet.json")
+    saver = editor.find("ImagicSaveEdit")
+    editor.set(saver, "filename_prefix", "%date:yyyy-MM-dd%/%ImagicFinetuneModel.method%_%year%")
+    sent = editor.prompt()[str(saver)]["inputs"]["filename_prefix"]
+    today = editor.evaluate("() => new Date().toLocaleDateString('sv')")
+    # What the server replaces stays for the server.
+    assert sent == f"{today}/lora_%year%"
+    assert editor.widget(saver, "filename_prefix").startswith("%date:")

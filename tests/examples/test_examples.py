@@ -114,9 +114,9 @@ def test_a_saved_edit_is_drawn_again_and_with_another_sentence(sheet, stocked):
     (listed,) = result.outputs[saver]["text"]
     again = example(client, "imagic_reuse", QUICK | {"ImagicInterpolateConditioning": {"eta": 1.0}})
     find(again, "ImagicLoadEdit")["edit"] = listed
-    words = find(again, "CLIPTextEncode")
+    words = again[nodes_of(again, "CLIPTextEncode")[0]]["inputs"]
     another = drawn(client, again, run(client, again))
-    words["text"] = find(prompt, "CLIPTextEncode")["text"]
+    words["text"] = prompt[nodes_of(prompt, "CLIPTextEncode")[0]]["inputs"]["text"]
     result = run(client, again)
     same = drawn(client, again, result)
     (info,) = result.outputs[nodes_of(again, "PreviewAny")[0]]["text"]

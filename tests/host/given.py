@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -68,23 +67,6 @@ def apart(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> fl
     return float((a - b).norm() / b.norm())
 
 
-def snapshot(*values: Any) -> SimpleNamespace:
-    """Copies to compare with, of tensors nested in lists and dictionaries."""
-    return SimpleNamespace(tensors=[t.clone() for t in tensors_in(values)])
-
-
-def unchanged(before: SimpleNamespace, *values: Any) -> bool:
-    now = tensors_in(values)
-    return len(now) == len(before.tensors) and all(
-        torch.equal(a, b) for a, b in zip(before.tensors, now, strict=True)
-    )
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        return []
-    return [t for v in value for t in tensors_in(v)]
+def assert_same(found: Any, expected: Any) -> None:
+    """See that tensors and numbers nested in lists and dictionaries are equal bit by bit."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

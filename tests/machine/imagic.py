@@ -127,7 +127,7 @@ class Pack:
     def losses(self, session: Session, embedding: Sequence[Any], draws: Any) -> torch.Tensor:
         """Equation 3 of each draw, [n], for the tensors of an embedding."""
         core = self.core.objective
-        e = core.Embedding(*embedding)
+        e = session.embedding.with_tensors(list(embedding))
         return core.reconstruction_loss(session.denoiser, session.photographs, e, draws)[0]
 
     def loss(self, model: Any, conditioning: Any, latent: Any, draws: int = 16) -> float:
@@ -141,7 +141,13 @@ class Pack:
         return mean_loss(self.core.objective, s.denoiser, s.photographs, s.embedding, fixed)
 
     def gradients(
-        self, model: Any, conditioning: Any, latent: Any, *, recompute: bool = False
+        self,
+        model: Any,
+        conditioning: Any,
+        latent: Any,
+        *,
+        recompute: bool = False,
+        at_once: int = 2,
     ) -> dict[str, torch.Tensor]:
         """Of equation 3 by the embedding and by every weight, on the same two draws in every call.
 
@@ -153,21 +159,30 @@ class Pack:
             self.session(model, conditioning, latent, "full", recompute=recompute) as session,
         ):
             leaves = [t.detach().clone().requires_grad_() for t in session.embedding.tensors()]
-            self.losses(session, leaves, self.draws(session, 2)).mean().backward()
-        named = dict(zip(("tokens", "pooled"), leaves, strict=False))
+            draws = self.draws(session, 2)
+            for part in draws.split(at_once):
+                (self.losses(session, leaves, part).sum() / len(draws)).backward()
+        named = dict(session.embedding.with_tensors(leaves).named())
         named |= {name: change.difference for name, change in session.changes.items()}
         return {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}
 
     def sampled_loss(
-        self, model: Any, conditioning: Any, latent: Any, draws: int = 16, predicts: str = "flow"
+        self,
+        model: Any,
+        conditioning: Any,
+        latent: Any,
+        draws: int = 16,
+        predicts: str | None = "flow",
     ) -> float:
         """The same, asked of the host's own sampling instead of the pack's denoiser.
 
-        ``predicts`` is what the model's network puts out: `noise`, `flow` or `v`.
+        ``predicts`` is what the model's network puts out, see `Family.predicts`; None measures
+        how far x0 moves with it.
         """
+        import comfy.sample
         import comfy.samplers
 
-        core = self.core.objective
+        core, host = self.core.objective, self.host
         losses = []
 
         class Probe(comfy.samplers.Sampler):
@@ -183,16 +198,20 @@ class Pack:
             ) -> torch.Tensor:
                 sampling = wrap.inner_model.model_sampling
                 generator = torch.Generator().manual_seed(1234)
-                fixed = core.draw(
-                    sampling.sigmas, core.Photographs(latent_image), draws, generator
-                )
+                sigmas = host.training_sigmas(sampling)
+                fixed = core.draw(sigmas, core.Photographs(latent_image), draws, generator)
                 for one in fixed.split(1):
                     noisy = sampling.noise_scaling(
-                        one.sigma.view(1, 1, 1, 1), one.noise, latent_image, False
+                        core.append_dims(one.sigma, one.noise), one.noise, latent_image, False
                     )
                     x0 = wrap(noisy, one.sigma, **extra_args)
                     # How far x0 moves with the network's output, as the literature has it.
-                    scale = one.sigma / (one.sigma**2 + 1) ** 0.5 if predicts == "v" else one.sigma
+                    spread = getattr(sampling, "sigma_data", 1.0)
+                    scale = {
+                        "v": spread * one.sigma / (one.sigma**2 + spread**2) ** 0.5,
+                        "rectified": one.sigma / (one.sigma + 1),
+                        None: _slope(sampling, one.sigma),
+                    }.get(predicts, one.sigma)
                     losses.append((((x0 - latent_image) / scale) ** 2).mean().item())
                 return latent_image
 
@@ -200,7 +219,8 @@ class Pack:
             guider = comfy.samplers.CFGGuider(model)
             guider.set_conds(conditioning, conditioning)
             guider.set_cfg(1.0)
-            samples = latent["samples"]
+            # As the host's sampling nodes do: video models want a frame.
+            samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
             guider.sample(
                 torch.zeros_like(samples), samples, Probe(), torch.tensor([1.0, 0.0]), seed=0
             )
@@ -217,7 +237,7 @@ class Pack:
         rate: float,
         batch_size: int = 4,
         draws: int = 8,
-        predicts: str = "flow",
+        predicts: str | None = "flow",
     ) -> tuple[float, float, float]:
         """The loss before, at the end of fine-tuning, and of the returned MODEL.
 
@@ -233,3 +253,9 @@ class Pack:
         handed_over = self.sampled_loss(tuned, text, latent, draws, predicts)
         assert self.sampled_loss(model, text, latent, draws, predicts) == before
         return before, ended, handed_over
+
+
+def _slope(sampling: Any, sigma: torch.Tensor) -> torch.Tensor:
+    one = torch.ones(1, 1, device=sigma.device)
+    none, all_of_it = (sampling.calculate_denoised(sigma, x * one, one) for x in (0, 1))
+    return all_of_it - none

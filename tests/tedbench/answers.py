@@ -9,9 +9,6 @@ from typing import Any
 from tedbench.page import BASELINES, NAMES
 from tedbench.store import write
 
-# The normal distribution's 97.5 % quantile.
-Z = 1.959963984540054
-
 
 class AnswersError(Exception):
     """A file that is not a person's answers to this page."""
@@ -19,12 +16,13 @@ class AnswersError(Exception):
 
 def wilson(chosen: int, of: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson, 1927), both ends in 0..1; of nothing, all of 0..1."""
+    # Takes seconds to load, of which the other commands have no use.
+    from scipy.stats import binomtest
+
     if not of:
         return 0.0, 1.0
-    share, square = chosen / of, Z * Z / of
-    middle = (share + square / 2) / (1 + square)
-    half = Z * (share * (1 - share) / of + square / (4 * of)) ** 0.5 / (1 + square)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    found = binomtest(chosen, of).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def read(files: list[Path], key: dict[str, Any]) -> dict[str, dict[str, str]]:

@@ -443,13 +443,17 @@ def test_the_command_names_what_failed(trial: Trial, start, tmp_path: Path) -> N
 def test_a_stopped_run_can_go_on(trial: Trial, start, tmp_path: Path, sent: int) -> None:
     server = start(seconds=1.0)
     run = subprocess.Popen(
-        words(tmp_path, server.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        words(tmp_path, server.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     deadline = time.monotonic() + 30
     while not server.ran and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.6)
-    run.send_signal(sent)
+    if sent == signal.SIGINT:
+        os.killpg(run.pid, sent)  # as a terminal does
+    else:
+        run.send_signal(sent)
     _, told = run.communicate(timeout=30)
     assert run.returncode == 130 and "run the same command again to go on" in told
     assert "Traceback" not in told

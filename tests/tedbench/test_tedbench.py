@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from machine.environment import TESTS
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from PIL import Image, PngImagePlugin
 
 from tedbench import answers, benchmark, curves, page, prompts, protocol, scores, store
@@ -324,22 +326,23 @@ def test_different_measures_are_not_averaged(kept: Store) -> None:
 def test_curves_are_drawn_where_the_means_are(kept: Store) -> None:
     score_all(kept, ("SSIM", "CLIP score"))
     found = scores.means(kept, RUN)
-    drawn = np.asarray(curves.picture(found)).astype(int)
-    left, right, top, bottom = (
-        edge // 2 for edge in (curves.LEFT, curves.RIGHT, curves.TOP, curves.BOTTOM)
-    )
-
-    def heights(colour: tuple[int, int, int], x: int) -> np.ndarray:
-        """How far above the floor the colour is near ``x``, from the highest, of 384 pixels."""
-        near = (abs(drawn[top:bottom, x - 2 : x + 3] - colour) < 40).all(-1)
-        return bottom - top - np.nonzero(near)[0]
-
-    # CLIP scores are highest for Imagic at eta 0, lowest without stage B at eta 1.
-    assert heights(curves.ORANGE, left).max() > 360 and heights(curves.ORANGE, left).min() > 150
-    assert heights(curves.ORANGE, right).min() < 20
-    # SSIM is about a half everywhere, on an axis from 0 to 1.
-    for x in (left, right):
-        assert 180 < heights(curves.BLUE, x).mean() < 230
+    figure = curves.picture(found)
+    figure.set_layout_engine("none")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[::-1, :, :3]  # from below, as the axes count
+    for axes, measure, colour in zip(figure.axes, found["measures"], curves.COLOURS, strict=True):
+        for method in curves.METHODS:
+            rows = [row for row in found["rows"] if row["method"] == method]
+            assert len(rows) == len(RUN.etas)
+            for row in rows:
+                x, y = axes.transData.transform((row["value"], row[measure])).round().astype(int)
+                # Without stage B the marks are hollow.
+                around = drawn[y - 5 : y + 6, x - 5 : x + 6].reshape(-1, 3) / 255
+                assert np.abs(around - to_rgb(colour)).max(1).min() < 0.1, (measure, row)
+    similar, alike = figure.axes
+    assert similar.get_ylim() == (0, 1) and similar.get_xlim() == (0, 1)
+    assert similar.get_ylabel() == "fidelity (SSIM)" and alike.get_ylabel() == "CLIP score"
     without = [r for r in found["rows"] if r["method"] not in ("imagic", "imagic_without_b")]
     assert curves.picture({**found, "rows": without}) is None
 
