@@ -4,9 +4,9 @@
 
 The networks of ComfyUI 0.33.0 or newer without their numbers (PyTorch's meta device), in bfloat16,
 at the size that each works at, one picture. Counted is what autograd keeps for the backward pass of
-all blocks at once, or with save_memory of one block, and what goes into each. Beside it lie the weights, and four float32 numbers for each that a LoRA of rank 16
-learns. Not counted are the text encoder and the VAE, which are unloaded, and what PyTorch, the
-kernels and other programs take.
+all blocks at once, or with save_memory of one block, and what goes into each. Beside it lie the
+weights, and four float32 numbers for each that a LoRA of rank 16 learns. Not counted are the text
+encoder and the VAE, which are unloaded, and what PyTorch, the kernels and other programs take.
 
 A pass costs the multiplications and additions of matrices, convolutions and attention. Stage A goes
 forth and back, stage B back for the weights as well, and save_memory forth once more, at the
