@@ -3,11 +3,10 @@
     python3 tests/benchmarks/cost.py [--json OUT.json]
 
 The networks of ComfyUI 0.33.0 or newer without their numbers (PyTorch's meta device), in bfloat16,
-at the size that each works at, one picture. Counted is what autograd keeps for the backward pass,
-the changed weights included: of all blocks at once, or with save_memory of one block, and what goes
-into each. Beside it lie the weights, and four float32 numbers for each that a LoRA of rank 16
-learns. Not counted are the text encoder and the VAE, which are unloaded, and what PyTorch, the
-kernels and other programs take.
+at the size that each works at, one picture. Counted is what autograd keeps for the backward pass of
+all blocks at once, or with save_memory of one block, and what goes into each. Beside it lie the
+weights, and four float32 numbers for each that a LoRA of rank 16 learns. Not counted are the text
+encoder and the VAE, which are unloaded, and what PyTorch, the kernels and other programs take.
 
 A pass costs the multiplications and additions of matrices, convolutions and attention. Stage A goes
 forth and back, stage B back for the weights as well, and save_memory forth once more, at the
@@ -156,7 +155,8 @@ class Kept:
         self.running: nn.Module | None = None
         self.bytes: dict[nn.Module | None, int] = {}
         self.inputs = 0
-        self.seen: dict[int, Tensor] = {}
+        # A changed weight is made anew in the backward pass.
+        self.seen = {w.untyped_storage()._cdata: w.untyped_storage() for w in network.parameters()}
         for block in blocks_of(network):
             block.register_forward_pre_hook(self.begin, with_kwargs=True)
             block.register_forward_hook(self.end)
@@ -173,11 +173,11 @@ class Kept:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """For ``saved_tensors_hooks``."""
-        # Held, so that no other tensor gets its identity.
-        base = tensor if tensor._base is None else tensor._base
-        if id(base) not in self.seen:
-            self.seen[id(base)] = base
-            self.bytes[self.running] = self.bytes.get(self.running, 0) + base.nbytes
+        memory = tensor.untyped_storage()
+        if memory._cdata not in self.seen:
+            # Held, so that no other tensor gets its place.
+            self.seen[memory._cdata] = memory
+            self.bytes[self.running] = self.bytes.get(self.running, 0) + memory.nbytes()
         return tensor
 
 
@@ -196,7 +196,7 @@ def measured(kind: type, config: Inputs, asked: Inputs) -> dict[str, float]:
         **config, dtype=torch.bfloat16, device="meta", operations=comfy.ops.disable_weight_init
     )
     weights = [p for p in network.parameters() if p.ndim >= 2]
-    # As if each had been changed: then its layer keeps both its input and the changed weight.
+    # As if each had been changed: then its layer keeps its input.
     for weight in network.parameters():
         weight.requires_grad_(weight.ndim >= 2)
     kept = Kept(network)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from examples.prompts import FOLDER
+from locales.texts import LANGUAGES
 from playwright.sync_api import TimeoutError
 from talk.client import Client
-from talk.editor import Editor
+from talk.editor import READY, Editor
 
 STAGES = ("ImagicOptimizeEmbedding", "ImagicFinetuneModel", "ImagicInterpolateConditioning")
 
@@ -134,19 +135,53 @@ def test_the_first_run_of_the_example_of_a_saved_edit_says_what_to_do(editor: Ed
     page.keyboard.press("Escape")
 
 
-def test_our_nodes_have_help(editor: Editor) -> None:
+@pytest.mark.parametrize("language", ["", *LANGUAGES])
+def test_our_nodes_have_help_with_a_picture(editor: Editor, language: str) -> None:
+    # where the front end looks first, and where it looks if there is no page of that language
+    page = f"/{language}.md" if language else ".md"
     answers = editor.evaluate(
-        """async () => Promise.all(Object.values(LiteGraph.registered_node_types)
+        """async (page) => Promise.all(Object.values(LiteGraph.registered_node_types)
             .map((type) => type.nodeData)
             .filter((data) => data?.python_module?.endsWith('Imagic'))
             .map(async ({ name, python_module }) => {
-                const pack = python_module.split('.')[1]
-                const answer = await fetch(`/extensions/${pack}/docs/${name}.md`)
-                return [name, answer.ok ? await answer.text() : `${answer.status}`]
-            }))"""
+                const docs = `/extensions/${python_module.split('.')[1]}/docs/`
+                const answer = await fetch(`${docs}${name}${page}`)
+                const text = answer.ok ? await answer.text() : `${answer.status}`
+                const picture = await fetch(docs + text.match(/!\\[.*\\]\\((.*)\\)/)?.[1])
+                return [name, text, picture.headers.get('content-type')]
+            }))""",
+        page,
     )
-    assert {name for name, _ in answers} >= set(STAGES)
-    assert [name for name, text in answers if not text.startswith("# Imagic ")] == []
+    assert {name for name, *_ in answers} >= set(STAGES)
+    assert [name for name, text, _ in answers if not text.startswith("# Imagic ")] == []
+    assert [name for name, _, kind in answers if kind != "image/jpeg"] == []
+
+
+def test_the_editor_speaks_the_users_language(editor: Editor, client: Client) -> None:
+    page = editor.page
+    editor.evaluate("(one) => app.extensionManager.setting.set('Comfy.Locale', one)", "ja")
+    try:
+        page.reload()
+        page.wait_for_function(READY)
+        editor.drop(FOLDER / "imagic_edit.json")
+        said = editor.evaluate(
+            """(id) => {
+                const node = app.graph.getNodeById(id)
+                return [
+                    LiteGraph.registered_node_types[node.type].title,
+                    node.inputs.find((one) => one.name === 'optimized').localized_name,
+                    node.widgets.find((one) => one.name === 'steps').label,
+                ]
+            }""",
+            editor.find("ImagicFinetuneModel"),
+        )
+        assert said == ["Imagic モデルのファインチューニング", "最適化した条件付け", "ステップ数"]
+    finally:
+        editor.evaluate("(one) => app.extensionManager.setting.set('Comfy.Locale', one)", "en")
+        page.reload()
+        page.wait_for_function(READY)
+        # As at the first start, the host's own code complains.
+        editor.errors[:] = [error for error in editor.errors if "imagic" in error.lower()]
 
 
 def test_training_nodes_keep_their_seed(editor: Editor) -> None:
