@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +23,10 @@ def load_pack(comfyui: Path) -> ModuleType:
     import comfy.cli_args  # noqa: F401  (reads the arguments once)
 
     sys.argv = arguments
+    import folder_paths
+
+    # The pack puts its photograph there, and that ComfyUI may be a user's.
+    folder_paths.set_input_directory(tempfile.mkdtemp())
     import utils.extra_config  # noqa: F401  (hidden by comfy/utils.py once nodes is there)
 
     import nodes
