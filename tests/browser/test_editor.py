@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from machine.environment import REPOSITORY
+from examples.prompts import file_of
 from talk.editor import Editor
 
 STAGES = ("ImagicOptimizeEmbedding", "ImagicFinetuneModel", "ImagicInterpolateConditioning")
@@ -70,7 +70,7 @@ def test_training_nodes_keep_their_seed(editor: Editor) -> None:
 
 @pytest.mark.parametrize("typed", ["5e-7", "0.0000015", "0.002"])
 def test_small_learning_rate_is_kept(editor: Editor, tmp_path: Path, typed: str) -> None:
-    editor.drop(REPOSITORY / "example_workflows/imagic_edit.json")
+    editor.drop(file_of("imagic_edit"))
     node = editor.find("ImagicFinetuneModel")
     assert editor.type_into(node, "learning_rate", typed) == float(typed)
     shown = editor.evaluate(
@@ -89,7 +89,7 @@ def test_small_learning_rate_is_kept(editor: Editor, tmp_path: Path, typed: str)
 def test_choosing_a_method_sets_what_suits_it_and_keeps_what_the_user_set(editor: Editor) -> None:
     from imagic_core.finetune import METHODS
 
-    editor.drop(REPOSITORY / "example_workflows/imagic_edit.json")
+    editor.drop(file_of("imagic_edit"))
     node = editor.find("ImagicFinetuneModel")
     choose = """([id, method]) => {
         const widgets = app.graph.getNodeById(id).widgets

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from talk.client import Client, Event, PromptFailed, PromptRejected
 from talk.workflow import find, to_prompt
 
-WORKFLOW = REPOSITORY / "example_workflows" / "imagic_edit.json"
+from examples.prompts import file_of
+
 OUR_SENTENCE = "a photo of a sitting dog on the grass"
 OUR_MEGAPIXELS = 128 * 128 / 1024**2
 TILE = 320
@@ -111,7 +112,7 @@ def main() -> int:
         Client(server.url) as client,
     ):
         known = client.get("/object_info")
-        prompt = to_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")), known)
+        prompt = to_prompt(json.loads(file_of("imagic_edit").read_text("utf-8")), known)
         find(prompt, "CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
         find(prompt, "LoadImage")["image"] = client.upload(image)
         find(prompt, "ImageScaleToTotalPixels")["megapixels"] = megapixels

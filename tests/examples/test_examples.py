@@ -23,11 +23,8 @@ from examples.prompts import QUICK, edit_file, example, nodes_of, put
 
 @pytest.fixture(scope="module")
 def stocked(server: Server, tiny_checkpoint: Path) -> Server:
-    """The server with the checkpoint and the photograph that the workflows name."""
+    """The server with the checkpoint that the workflows name; the pack brings the photograph."""
     put(tiny_checkpoint, server.base / "models/checkpoints" / SD15["name"])
-    pixels = np.random.default_rng(5).integers(0, 255, (10, 15, 3), np.uint8)
-    photograph = Image.fromarray(pixels).resize((150, 100), Image.Resampling.BICUBIC)
-    photograph.save(server.base / "input/example.png")
     return server
 
 
@@ -174,11 +171,8 @@ def test_the_recommended_picture_is_that_of_the_recommended_eta(stocked, clip, c
     (recommended,) = arrays(client, result, nodes_of(prompt, "SaveImage")[0])
     drawn = arrays(client, result, pictures)
     assert [apart(recommended, one) for one in drawn].index(0) == list(scores).index(chosen)
-    curves, sheet = (
-        arrays(client, result, node)[0]
-        for node in nodes_of(prompt, "PreviewImage")
-        if node != pictures
-    )
+    (sheet,) = nodes_of(prompt, "ImagicContactSheet")
+    curves, sheet = (arrays(client, result, node)[0] for node in (score, sheet))
     assert curves.shape == (500, 800, 3)
     assert all(len(places(sheet, one)) == 1 for one in drawn)
 

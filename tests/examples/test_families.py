@@ -19,16 +19,7 @@ SIZE = (80, 120)  # of what is drawn: rows and columns
 
 
 @pytest.fixture(scope="module")
-def stocked(families_server: Server) -> Server:
-    """The server with a photograph of 3:2."""
-    pixels = np.random.default_rng(5).integers(0, 255, (10, 15, 3), np.uint8)
-    photograph = Image.fromarray(pixels).resize((150, 100), Image.Resampling.BICUBIC)
-    photograph.save(families_server.base / "input/example.png")
-    return families_server
-
-
-@pytest.fixture(scope="module")
-def flux_checkpoint(small_models: Path, stocked: Server, tmp_path_factory) -> str:
+def flux_checkpoint(small_models: Path, families_server: Server, tmp_path_factory) -> str:
     """All of a tiny Flux in one file, its network in float8, as most users have it."""
     parts = {
         "model.diffusion_model.": "diffusion_models/flux",
@@ -43,7 +34,7 @@ def flux_checkpoint(small_models: Path, stocked: Server, tmp_path_factory) -> st
     }
     file = tmp_path_factory.mktemp("flux") / "flux_fp8.safetensors"
     save_file(weights, file)
-    put(file, stocked.base / "models/checkpoints" / file.name)
+    put(file, families_server.base / "models/checkpoints" / file.name)
     return file.name
 
 
@@ -76,11 +67,11 @@ def trained(prompt: Prompt, result: Result) -> list[str]:
     return [key for key in result.executed if prompt[key]["class_type"] in kinds]
 
 
-def test_the_edit_with_sdxl(stocked, families_client):
+def test_the_edit_with_sdxl(families_client):
     edited(families_client, "imagic_sdxl", "sdxl.safetensors")
 
 
-def test_the_edit_with_flux_in_float8(stocked, families_client, flux_checkpoint):
+def test_the_edit_with_flux_in_float8(families_client, flux_checkpoint):
     client = families_client
     prompt, picture = edited(client, "imagic_flux", flux_checkpoint)
     learning, drawing = nodes_of(prompt, "FluxGuidance")
@@ -93,8 +84,8 @@ def test_the_edit_with_flux_in_float8(stocked, families_client, flux_checkpoint)
 
 
 @pytest.fixture(scope="module")
-def cascade(stocked: Server) -> tuple[Prompt, np.ndarray]:
-    with Client(stocked.url) as client:
+def cascade(families_server: Server) -> tuple[Prompt, np.ndarray]:
+    with Client(families_server.url) as client:
         prompt = example(client, "imagic_cascade")
         for loader, family in zip(
             nodes_of(prompt, "CheckpointLoaderSimple"), ("sd15", "x4_upscaler"), strict=True

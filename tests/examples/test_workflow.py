@@ -17,13 +17,15 @@ from safetensors.numpy import load_file
 from talk.client import Client
 from talk.workflow import find, to_prompt
 
+from examples.prompts import file_of
+
 # Of different sizes and modes, from 256 to 1250 pixels.
 PHOTOGRAPHS = ("dog2_standing.png", "giraffe.jpeg", "chibi.jpeg", "tennis_ball.jpeg", "cat.jpeg")
 
 
 def quick_edit(client: Client, checkpoint: Path, image: Path, megapixels: float = 0.02) -> dict:
     """The example workflow with one step of everything, on a picture of the caller's."""
-    workflow = json.loads((REPOSITORY / "example_workflows" / "imagic_edit.json").read_text())
+    workflow = json.loads(file_of("imagic_edit").read_text("utf-8"))
     prompt = to_prompt(workflow, client.get("/object_info"))
     find(prompt, "CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
     find(prompt, "LoadImage")["image"] = client.upload(image)

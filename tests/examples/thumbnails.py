@@ -25,7 +25,7 @@ from talk.client import Client, Prompt
 from examples.companions import build_upscaler
 from examples.demo_edit import OUR_MEGAPIXELS, contact_sheet, our_photograph
 from examples.prompts import FOLDER, example, nodes_of, put
-from examples.workflows import ESRGAN
+from examples.workflows import ESRGAN, TITLES
 
 SOURCE = "a photo of a standing dog on the grass"
 TARGET = "a photo of a sitting dog on the grass"
@@ -40,8 +40,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "KSamplerAdvanced": {"cfg": 3.0},
 }
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
-# under its guidance, in fewer steps.
-FEWER = {"ImagicOptimizeEmbedding": {"steps": 50}, "ImagicFinetuneModel": {"steps": 50}}
+# under its guidance.
 LARGEST = 60_000
 GUIDE = "../web/docs/eta"
 
@@ -113,6 +112,20 @@ def eta_sheet(studio: Studio) -> Image.Image:
     return sheet
 
 
+def find_eta(studio: Studio) -> Image.Image:
+    """The photograph and the picture of the eta that was found, over both of the sheets."""
+    prompt = studio.prompt("imagic_find_eta", [TARGET], {})
+    coarse, fine, chosen = studio.run(prompt, "ImagicContactSheet", "SaveImage")
+    tiles = [("input", studio.photograph), ("found", chosen)]
+    pair = contact_sheet(tiles, TARGET)
+    sheets = [sheet.resize((960, sheet.height * 960 // sheet.width)) for sheet in (coarse, fine)]
+    whole = Image.new("RGB", (960, pair.height + sum(s.height for s in sheets)), "white")
+    whole.paste(pair, ((960 - pair.width) // 2, 0))
+    for place, sheet in enumerate(sheets):
+        whole.paste(sheet, (0, pair.height + place * sheets[0].height))
+    return whole
+
+
 def choose_eta(studio: Studio) -> Image.Image:
     """Without CLIP, for none knows the miniature's world: fidelity alone recommends."""
     prompt = studio.prompt("imagic_choose_eta", [TARGET], {})
@@ -120,7 +133,7 @@ def choose_eta(studio: Studio) -> Image.Image:
         del prompt[nodes_of(prompt, kind)[0]]
     score = prompt[nodes_of(prompt, "ImagicScoreEdits")[0]]["inputs"]
     del score["clip_vision"], score["clip"]
-    curves, _, chosen = studio.run(prompt, "PreviewImage", "SaveImage")
+    curves, chosen = studio.run(prompt, "ImagicScoreEdits", "SaveImage")
     both = Image.new("RGB", (curves.width + 240, curves.height), "white")
     both.paste(curves, (0, 0))
     for place, picture in enumerate((studio.photograph, chosen)):
@@ -140,7 +153,7 @@ def upscale(studio: Studio) -> Image.Image:
     """
     smaller = {"ImageScaleBy": {"scale_by": 0.375}}
     prompt = studio.prompt("imagic_upscale", [TARGET], smaller)
-    prompt[nodes_of(prompt, "KSampler")[1]]["inputs"]["denoise"] = 0.15
+    prompt[nodes_of(prompt, "KSampler")[1]]["inputs"]["denoise"] = 0.08
     pictures = studio.run(prompt, "SaveImage")
     labels = ("input", "edit", "enlarged, drawn over")
     return contact_sheet(list(zip(labels, (studio.photograph, *pictures), strict=True)), TARGET)
@@ -165,7 +178,7 @@ def cascade(studio: Studio) -> Image.Image:
 
 def flux(studio: Studio) -> Image.Image:
     """The graph of Flux with the miniature in it, which has a cfg and no guidance of Flux's."""
-    return studio.beside("imagic_flux", "eta 0.7", **FEWER)
+    return studio.beside("imagic_flux", "eta 0.7")
 
 
 def sdedit(studio: Studio) -> Image.Image:
@@ -180,9 +193,11 @@ def ddib(studio: Studio) -> Image.Image:
 
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     "imagic_edit": edit,
+    "imagic_app": edit,
     "imagic_inversion": inversion,
     GUIDE: choosing_eta,
     "imagic_eta_sheet": eta_sheet,
+    "imagic_find_eta": find_eta,
     "imagic_choose_eta": choose_eta,
     "imagic_upscale": upscale,
     "imagic_sdxl": sdxl,
@@ -221,8 +236,8 @@ def main(names: list[str]) -> None:
             for name, picture in PICTURES.items():
                 if not names or name in names:
                     started = time.monotonic()
-                    save(picture(studio), FOLDER / f"{name}.jpg")
-                    print(f"{name}.jpg {time.monotonic() - started:.0f} s", flush=True)
+                    save(picture(studio), FOLDER / f"{TITLES.get(name, name)}.jpg")
+                    print(f"{name} {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
