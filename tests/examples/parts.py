@@ -64,7 +64,7 @@ def given(
     w.note(
         "The photograph keeps its aspect ratio and is scaled to **megapixels**, the size that "
         "the model works at. " + size_note,
-        (300, 120),
+        (300, 140),
     )
 
     w.column(PHOTOGRAPH)

@@ -29,7 +29,7 @@ async ({ id, name, nodes, links, columns, form, box }) => {
     // The editor also shows texts and seeds of its own choice.
     node.properties.proxyWidgets = node.properties.proxyWidgets.filter(([id]) => id === '-1')
     const least = node.computeSize()
-    node.setSize([Math.max(least[0], 400), least[1]])
+    node.setSize([Math.max(least[0], 400), least[1] + 120])  // room for the texts
     const { nodes, subgraphs } = app.canvas._serializeItems([node])
     Object.assign(subgraphs[0], { name, category, description })
     nodes[0].title = name
@@ -91,19 +91,19 @@ async ({ id, name, nodes, links, columns, form, box }) => {
   }
   if (box) return JSON.stringify(boxed(made, box), null, 2)
 
-  for (const [label, index, name] of form?.inputs ?? []) {
-    const node = made[index]
-    node.widgets.find((one) => one.name === name).label = label
-    node.inputs[slot(node, 'inputs', name)].label = label
-  }
-
   // What the front end's own export writes; without a view it shows all of it when opened.
   const { workflow } = await app.graphToPrompt()
   delete workflow.extra?.ds
   if (form) {
-    const inputs = form.inputs.map(([, node, widget]) => [made[node].id, widget])
-    workflow.extra.linearData = { inputs, outputs: form.outputs.map((node) => made[node].id) }
-    workflow.extra.linearMode = true
+    const inputs = form.inputs.map(([label, index, widget]) => {
+      const { id } = made[index]
+      // The export leaves out inputs that nothing is wired to, and with them what they are called.
+      const input = made[index].serialize().inputs.find((one) => one.name === widget)
+      workflow.nodes.find((one) => one.id === id).inputs.push({ ...input, label })
+      return [id, widget]
+    })
+    const outputs = form.outputs.map((index) => made[index].id)
+    Object.assign(workflow.extra, { linearMode: true, linearData: { inputs, outputs } })
   }
   return JSON.stringify(workflow, null, 2)
 }
