@@ -34,7 +34,7 @@ class Edit:
 
     Attributes:
         target: e_tgt.
-        optimized: e_opt, of the same shapes.
+        optimized: e_opt, of the same widths.
         weights: what stage B learned, key -> tensor.
         about: names, numbers and text in JSON's types, for people to read.
     """

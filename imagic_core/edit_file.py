@@ -4,12 +4,14 @@ The file is safetensors: no code is ever run by reading it. Its tensors are
 
 =====================  ====================================================================
 ``optimized.tokens``   e_opt [1, T, W], float; ``optimized.pooled`` [1, P] where there is one
-``target.tokens``      e_tgt, of the same shapes
+``optimized.text.N``   [1, ..., W] what a further text encoder gave, under its name N
+``target.*``           e_tgt, of the same widths
 ``*.option.N``         tensors among the other entries of a conditioning, such as a mask
 ``weights.KEY``        what stage B learned, under the names that it came with
 =====================  ====================================================================
 
-and its metadata ``format``, ``version`` and ``edit``, the rest as JSON.
+and its metadata ``format``, ``version`` and ``edit``, the rest as JSON. Version 2 is version 1 with
+``text.N``; a file without it still says 1.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ from torch import Tensor
 from .edit import Edit, Sentence
 from .objective import Embedding
 
-FORMAT, VERSION = "imagic-edit", "1"
+FORMAT, VERSIONS = "imagic-edit", ("1", "2")
 MAX_HEADER = 16 * 2**20
 """Bytes; the largest that was seen, with differences for all weights of SDXL, is far smaller."""
 
+TEXT = "text."
 MAX_DEPTH = 8
 """Levels of lists in an entry of a conditioning."""
 
@@ -43,6 +46,10 @@ OPTIONS = (*FLOATS, "F64", "I64", "I32", "U8", "BOOL")
 
 class EditFileError(ValueError):
     """The file is not a whole and sound edit; the message says what was found."""
+
+
+class LaterVersionError(EditFileError):
+    """The file is of a version that is not known yet."""
 
 
 # ---- writing --------------------------------------------------------------------------------
@@ -62,16 +69,18 @@ def write(path: Path, edit: Edit) -> None:
     tensors: dict[str, Tensor] = {}
     options = {}
     for name, sentence in (("target", edit.target), ("optimized", edit.optimized)):
-        tensors[f"{name}.tokens"] = sentence.embedding.tokens
-        if sentence.embedding.pooled is not None:
-            tensors[f"{name}.pooled"] = sentence.embedding.pooled
+        embedding = sentence.embedding
+        tensors[f"{name}.tokens"] = embedding.tokens
+        if embedding.pooled is not None:
+            tensors[f"{name}.pooled"] = embedding.pooled
+        tensors.update((f"{name}.{TEXT}{key}", tensor) for key, tensor in embedding.more.items())
         options[name] = {k: _packed(name, k, v, tensors) for k, v in sentence.options.items()}
     tensors.update((f"weights.{key}", tensor) for key, tensor in edit.weights.items())
     # Clones: safetensors refuses tensors that share their memory.
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[bool(edit.target.embedding.more)],
         "edit": json.dumps({"options": options, "about": edit.about}),
     }
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -105,6 +114,7 @@ def read(path: Path) -> Edit:
     """Read an edit; nothing of the file is used before all of it was checked.
 
     Raises:
+        LaterVersionError: a later version of the pack wrote it.
         EditFileError: it is damaged, of another kind, or at odds with itself.
         OSError: it cannot be opened.
     """
@@ -112,9 +122,13 @@ def read(path: Path) -> Edit:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise EditFileError("is a safetensors file, but not an edit")
-        if metadata.get("version") != VERSION:
-            raise EditFileError(
-                f"is of version {metadata.get('version')!r:.40}, this pack reads {VERSION!r}"
+        version = metadata.get("version", "")
+        if version not in VERSIONS:
+            # Digits of any length, of which Python turns only some into a number.
+            later = version.isdecimal() and len(version) < 9 and int(version) > int(VERSIONS[-1])
+            raise (LaterVersionError if later else EditFileError)(
+                f"is of version {version!r:.40}, this pack reads {' and '.join(VERSIONS)}"
+                + (": the pack is older than the file" if later else "")
             )
         options, about = _described(metadata.get("edit", ""))
         slices = {name: file.get_slice(name) for name in file.keys()}
@@ -127,11 +141,15 @@ def read(path: Path) -> Edit:
             raise EditFileError(f"has NaN or infinity in {name!r:.80}")
 
     def sentence(name: str) -> Sentence:
-        embedding = Embedding(tensors[f"{name}.tokens"], tensors.get(f"{name}.pooled"))
+        embedding = Embedding(
+            tensors[f"{name}.tokens"], tensors.get(f"{name}.pooled"), under(f"{name}.{TEXT}")
+        )
         return Sentence(embedding, _unpacked(options[name], tensors))
 
-    prefix = "weights."
-    weights = {k[len(prefix) :]: t.float() for k, t in tensors.items() if k.startswith(prefix)}
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
+
+    weights = {key: tensor.float() for key, tensor in under("weights.").items()}
     return Edit(sentence("target"), sentence("optimized"), weights, about)
 
 
@@ -169,7 +187,7 @@ def _check(kinds: dict[str, tuple[str, tuple[int, ...]]], options: dict[str, Any
     for name, (dtype, shape) in kinds.items():
         part, _, rest = name.partition(".")
         known = (
-            (part in ("target", "optimized") and rest in ("tokens", "pooled"))
+            (part in ("target", "optimized") and _is_text(rest))
             or (part == "weights" and rest)
             or name in wanted
         )
@@ -179,19 +197,36 @@ def _check(kinds: dict[str, tuple[str, tuple[int, ...]]], options: dict[str, Any
             raise EditFileError(f"has {name!r:.80} in the number format {dtype}")
         if not prod(shape):
             raise EditFileError(f"has {name!r:.80} of the empty shape {shape}")
-    if any("pooled_output" in entries for entries in options.values()):
-        raise EditFileError("has a second pooled vector among its options")
+    texts = {name.partition(".")[2] for name in kinds if _is_text(name.partition(".")[2])}
+    if any(
+        "pooled_output" in entries or any(TEXT + entry in texts for entry in entries)
+        for entries in options.values()
+    ):
+        raise EditFileError("has a part of its text a second time among its options")
     missing = ({"target.tokens", "optimized.tokens"} | wanted) - set(kinds)
     if missing:
         raise EditFileError(f"lacks {min(missing)!r:.80}")
     if not any(name.startswith("weights.") for name in kinds):
         raise EditFileError("lacks the weights that were learned")
-    for part, axes in (("tokens", 3), ("pooled", 2)):
+    for part in sorted(texts):
         target, optimized = (shapes.get(f"{n}.{part}") for n in ("target", "optimized"))
-        if target != optimized:
-            raise EditFileError(f"has {part} of shape {target} in target, {optimized} in optimized")
-        if target is not None and (len(target) != axes or target[0] != 1):
-            raise EditFileError(f"has {part} of shape {target}")
+        axes = {"tokens": (3,), "pooled": (2,)}.get(part, range(2, MAX_DEPTH))
+        for found in (target, optimized):
+            if found is not None and (len(found) not in axes or found[0] != 1):
+                raise EditFileError(f"has {part:.80} of shape {found}")
+        # The numbers of tokens may differ.
+        if _but_tokens(target) != _but_tokens(optimized):
+            raise EditFileError(
+                f"has {part:.80} of shape {target} in target, {optimized} in optimized"
+            )
+
+
+def _but_tokens(shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    return shape if shape is None or len(shape) < 3 else (*shape[:-2], shape[-1])
+
+
+def _is_text(part: str) -> bool:
+    return part in ("tokens", "pooled") or (part.startswith(TEXT) and part != TEXT)
 
 
 def _references(value: Any, depth: int = 0) -> Iterator[str]:

@@ -33,8 +33,8 @@ def optimize_embedding(
 ) -> tuple[Embedding, list[float]]:
     """Find e_opt near e_tgt, the embedding under which the model best reconstructs the photograph.
 
-    The pooled vector is optimised together with the tokens where there is one; a model that does
-    not use it leaves it as it was.
+    All tensors of the embedding are optimised together; one that the model does not read stays as
+    it was.
 
     Args:
         denoiser: the pre-trained model; its weights must not require grad.
@@ -49,16 +49,15 @@ def optimize_embedding(
     Raises:
         FloatingPointError: the loss is no longer a finite number.
     """
-    tokens, *pooled = (
+    embedding = target.with_tensors(
         tensor.detach().float().clone().requires_grad_() for tensor in target.tensors()
     )
-    embedding = Embedding(tokens, *pooled)
     parameters = [
         (_root_mean_square(tensor.detach()) if settings.relative else 1.0, [tensor])
         for tensor in embedding.tensors()
     ]
     losses = fit(denoiser, photographs, embedding, parameters, settings, on_step)
-    return Embedding(*(tensor.detach() for tensor in embedding.tensors())), losses
+    return embedding.with_tensors(tensor.detach() for tensor in embedding.tensors()), losses
 
 
 def _root_mean_square(tensor: Tensor) -> float:

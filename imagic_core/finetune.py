@@ -1,16 +1,19 @@
 """Stage B, section 3.2 "Model fine-tuning": e_opt fixed, minimise equation 3 over theta.
 
-The weights themselves stay as they are. What is trained is a change to each, in float32, which
-starts at nothing: the difference itself (`full`, `attention`) or a product of two thin matrices
-(`lora`).
+The weights themselves stay as they are. What is trained is a change, in float32, which starts at
+nothing: the difference of each weight (`full`, `attention`), or a product of two thin matrices
+beside each layer (`lora`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import prod
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .fit import Progress, Settings, fit
@@ -52,35 +55,103 @@ class Difference(torch.nn.Module):
         return weight + self.difference
 
 
+class LowRank(torch.nn.Module):
+    """layer(x) -> layer(x) + alpha / r * up(down(x)), with both matrices trained in float32.
+
+    As if W had become W + alpha / r * up @ down, but W is not asked for: it may be of any number
+    format, and neither the changed weight nor a gradient in its size is ever made.
+    """
+
+    def __init__(
+        self, layer: torch.nn.Module, rank: int, alpha: float, generator: torch.Generator
+    ) -> None:
+        """Start at up = 0, and down as PyTorch starts a layer of its size."""
+        super().__init__()
+        out, into = matrix_shape(layer)
+        down = torch.empty(rank, into).uniform_(-1, 1, generator=generator) / into**0.5
+        self.down = torch.nn.Parameter(down)
+        self.up = torch.nn.Parameter(torch.zeros(out, rank))
+        self.alpha = alpha
+
+    def forward(self, layer: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """What becomes of y = layer(x)."""
+        return add_product(layer, x, y, self.up * (self.alpha / len(self.down)), self.down)
+
+
+def is_product(layer: Any) -> bool:
+    """Whether a layer is a matrix or a convolution, by what it tells of itself.
+
+    A host's layers of quantised weights are not PyTorch's own.
+    """
+    matrix = hasattr(layer, "in_features") and layer.weight.ndim == 2
+    return matrix or (hasattr(layer, "kernel_size") and not getattr(layer, "transposed", False))
+
+
+def matrix_shape(layer: Any) -> tuple[int, int]:
+    """(out, in x kernel) of a layer's weight, whatever form that is kept in."""
+    if hasattr(layer, "in_features"):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels // layer.groups * prod(layer.kernel_size)
+
+
+def add_product(layer: Any, x: Tensor, y: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Y + up(down(x)) beside y = layer(x), in y's number format; y is changed where no grad is.
+
+    Args:
+        layer: a matrix, or a convolution of any size, stride, padding and groups.
+        x: [..., in], or [B, in, ...] for a convolution.
+        y: what the layer made of it.
+        up: [out, r].
+        down: [r, in x kernel].
+    """
+    up, down = up.to(y), down.to(y)
+    if hasattr(layer, "in_features"):
+        thin = F.linear(x.to(y), down).reshape(-1, len(down))
+        whole, out = y.reshape(-1, len(up)), (thin, up.t())
+    else:
+        parts, rank = layer.groups, len(down)
+        kernel = down.unflatten(1, (-1, *layer.kernel_size))
+        thin = layer._conv_forward(x.to(y), torch.cat([kernel] * parts), None)
+        thin = thin.reshape(len(y) * parts, rank, -1)
+        each = up.unflatten(0, (parts, -1)).expand(len(y), parts, -1, rank)
+        whole, out = y.reshape(len(y) * parts, len(up) // parts, -1), (each.flatten(0, 1), thin)
+    add = torch.addmm if whole.ndim == 2 else torch.baddbmm
+    if torch.is_grad_enabled() or not y.is_contiguous():
+        return add(whole, *out).view_as(y)
+    add(whole, *out, out=whole)
+    return y
+
+
 def choose_changes(
     method: str,
-    weights: Mapping[str, Tensor],
-    low_rank: Callable[[Tensor], torch.nn.Module],
-) -> dict[str, torch.nn.Module]:
-    """Choose which weights move, and how.
+    layers: Mapping[str, torch.nn.Module],
+    low_rank: Callable[[torch.nn.Module], LowRank],
+) -> dict[str, Difference | LowRank]:
+    """Choose what moves, and how.
 
     Args:
         method: `full` moves every weight and bias, `attention` those of the attention layers,
             `lora` every matrix and convolution through a low-rank change.
-        weights: name -> weight, all that can be moved.
-        low_rank: makes the low-rank change of one weight.
+        layers: name -> layer with ``weight`` and perhaps ``bias``, all that can be moved.
+        low_rank: makes the low-rank change of one layer.
 
     Returns:
-        name -> module that maps that weight to the changed weight.
+        Name of the weight or bias -> its change.
 
     Raises:
         ValueError: unknown method, or the model has no weight that the method moves.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
-    if method == "lora":
-        changes = {name: low_rank(w) for name, w in weights.items() if w.ndim >= 2}
-    else:
-        changes = {
-            name: Difference(w)
-            for name, w in weights.items()
-            if method == "full" or "attn" in name or "attention" in name
-        }
+    changes: dict[str, Difference | LowRank] = {}
+    for name, layer in layers.items():
+        if method == "lora":
+            if is_product(layer):
+                changes[f"{name}.weight"] = low_rank(layer)
+        elif method == "full" or "attn" in name or "attention" in name:
+            for part in ("weight", "bias"):
+                if getattr(layer, part, None) is not None:
+                    changes[f"{name}.{part}"] = Difference(getattr(layer, part))
     if not changes:
         raise ValueError(f"the model has no weights that method {method!r} could move")
     return changes

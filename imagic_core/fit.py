@@ -103,13 +103,14 @@ def fit(
             generator,
             stratified=settings.stratified,
         )
-        loss, estimates = 0.0, []
+        total, estimates = torch.zeros((), device=photographs.x0.device), []
         for part in draws.split(settings.micro_batch):
             errors, estimate = reconstruction_loss(denoiser, photographs, embedding, part)
             share = errors.mean() * (len(part) / len(draws))
             scaler.scale(share).backward()
-            loss += share.item()
+            total += share.detach()
             estimates.append(estimate)
+        loss = total.item()  # the only wait for the device
         losses.append(loss)
         if not math.isfinite(loss):
             raise FloatingPointError(

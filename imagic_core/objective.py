@@ -8,8 +8,8 @@ error of the network's output is the error of the denoised picture over d x0 / d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -23,14 +23,26 @@ class Embedding:
     Attributes:
         tokens: [1, T, W] one vector for each token.
         pooled: [1, P] the vector of the whole sentence, or None where the encoder gives none.
+        more: [1, ..., W] what further text encoders gave, name -> tensor.
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
+    more: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors there are: `tokens`, `pooled` if any, and those of ``more``."""
+        pooled = {} if self.pooled is None else {"pooled": self.pooled}
+        return {"tokens": self.tokens, **pooled, **self.more}
 
     def tensors(self) -> list[Tensor]:
-        """The tensors there are: the tokens, and the pooled vector if any."""
-        return [self.tokens] if self.pooled is None else [self.tokens, self.pooled]
+        """The same without their names."""
+        return list(self.named().values())
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Embedding:
+        """Others in the place of ``tensors``, in their order."""
+        found = dict(zip(self.named(), tensors, strict=True))
+        return Embedding(found.pop("tokens"), found.pop("pooled", None), found)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from . import schema
+from .checks import checked
 from .errors import BadInputError, named
 from .pictures import to_image, to_pil
 from .sheet import contact_sheet
@@ -18,6 +19,7 @@ class ImagicContactSheet(io.ComfyNode):
     """The paper's figure 7."""
 
     @classmethod
+    @schema.found_by("xy plot", "compare", "grid", "side by side", "collage", "figure 7")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -66,6 +68,7 @@ class ImagicContactSheet(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         images: list[Tensor],

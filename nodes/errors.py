@@ -16,9 +16,12 @@ class OutOfMemoryError(RuntimeError):
 
 @contextmanager
 def named(node: str) -> Iterator[None]:
-    """Let the errors above begin with the name of the node; also a decorator."""
+    """Let the errors above, and that of a loss which is no number, begin with the name of the node.
+
+    Also a decorator.
+    """
     try:
         yield
-    except (BadInputError, OutOfMemoryError) as error:
+    except (BadInputError, OutOfMemoryError, FloatingPointError) as error:
         error.args = (f"{node}: {error}",)
         raise

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..imagic_core.interpolate import interpolate
 from . import comfy_host, schema
+from .checks import checked
 from .errors import named
 from .sweep import eta_range
 
@@ -18,6 +19,7 @@ class ImagicEtaSweep(io.ComfyNode):
     """Equation 4 for a range of eta."""
 
     @classmethod
+    @schema.found_by("xy plot", "compare", "range", "grid", "figure 7")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -71,6 +73,7 @@ class ImagicEtaSweep(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         target: comfy_host.Conditioning,

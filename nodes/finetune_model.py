@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..imagic_core.finetune import METHODS, PAPER, PAPER_METHOD, finetune_model
 from . import comfy_host, schema
+from .checks import checked
 from .errors import named
 from .train import Run, Session, read_wires, train
 
@@ -19,6 +20,7 @@ class ImagicFinetuneModel(io.ComfyNode):
     """Stage B of Imagic, section 3.2."""
 
     @classmethod
+    @schema.found_by(*schema.EDITING, "lora", "unet")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         method = io.Combo.Input(
@@ -51,23 +53,25 @@ class ImagicFinetuneModel(io.ComfyNode):
                 method,
                 *schema.training_inputs(METHODS[METHOD], "the model"),
                 *schema.optional_training_inputs(METHODS[METHOD], PAPER),
-                io.Int.Input(
-                    "rank",
-                    default=16,
-                    min=1,
-                    max=256,
-                    optional=True,
-                    tooltip="lora only: width of the change. Higher can learn more, and takes "
-                    "more memory and disk.",
-                ),
-                io.Float.Input(
-                    "alpha",
-                    default=16.0,
-                    min=0.01,
-                    max=1024.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="lora only: the change counts alpha / rank times.",
+                *schema.advanced(
+                    io.Int.Input(
+                        "rank",
+                        default=16,
+                        min=1,
+                        max=256,
+                        optional=True,
+                        tooltip="lora only: width of the change. Higher can learn more, and takes "
+                        "more memory and disk.",
+                    ),
+                    io.Float.Input(
+                        "alpha",
+                        default=16.0,
+                        min=0.01,
+                        max=1024.0,
+                        step=0.01,
+                        optional=True,
+                        tooltip="lora only: the change counts alpha / rank times.",
+                    ),
                 ),
             ],
             outputs=[
@@ -87,6 +91,7 @@ class ImagicFinetuneModel(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         model: comfy_host.Model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import comfy_host, schema
+from .checks import checked
 from .errors import BadInputError, named
 
 NAME = "Imagic Fine-tune Strength"
@@ -19,6 +20,7 @@ class ImagicFinetuneStrength(io.ComfyNode):
     """Loosens a picture that was learned too well."""
 
     @classmethod
+    @schema.found_by("lora strength", "lora block weight", "edit strength")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -29,7 +31,10 @@ class ImagicFinetuneStrength(io.ComfyNode):
             "each part of the network. If no eta brings the edit, lower these: nothing is trained "
             "again.",
             inputs=[
-                io.Model.Input("model", tooltip="The model as loaded, not the fine-tuned one."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model as loaded. Of the fine-tuned one the strength is replaced.",
+                ),
                 io.LoraModel.Input("lora", tooltip="From Imagic Fine-tune Model."),
                 *(
                     io.Float.Input(
@@ -50,6 +55,7 @@ class ImagicFinetuneStrength(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         model: comfy_host.Model,
@@ -58,14 +64,14 @@ class ImagicFinetuneStrength(io.ComfyNode):
         middle: float,
         decoder: float,
     ) -> io.NodeOutput:
-        """Add each part of ``lora`` to a copy of ``model`` at its own strength."""
+        """Add each part of ``lora`` to a copy of ``model`` at its own strength, once."""
         try:
             comfy_host.check_lora(comfy_host.weight_shapes(model), lora)
         except BadInputError as error:
             raise BadInputError(
                 f"'lora' {error}; connect the kind of model it was learned on."
             ) from error
-        tuned, parts = model, comfy_host.lora_by_part(model, lora)
+        tuned, parts = comfy_host.without_lora(model, lora), comfy_host.lora_by_part(model, lora)
         for part, strength in zip(PARTS, (encoder, middle, decoder), strict=True):
             tuned = comfy_host.apply_lora(tuned, parts[part], strength)
         return io.NodeOutput(tuned)

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..imagic_core.interpolate import interpolate
 from . import comfy_host, schema
+from .checks import checked
 from .errors import named
 
 NAME = "Imagic Interpolate Conditioning"
@@ -17,6 +18,7 @@ class ImagicInterpolateConditioning(io.ComfyNode):
     """Stage C of Imagic, equation 4."""
 
     @classmethod
+    @schema.found_by(*schema.EDITING, "mix conditioning", "blend prompts", "eta")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -50,6 +52,7 @@ class ImagicInterpolateConditioning(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls, target: comfy_host.Conditioning, optimized: comfy_host.Conditioning, eta: float
     ) -> io.NodeOutput:

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..imagic_core import edit_file
 from ..imagic_core.edit import Edit
-from ..imagic_core.edit_file import EditFileError
+from ..imagic_core.edit_file import EditFileError, LaterVersionError
+from ..imagic_core.interpolate import common_length
 from . import comfy_host, schema
+from .checks import checked
+from .edit_folder import FOLDER, edit_files
 from .errors import BadInputError, named
 
 NAME = "Imagic Load Edit"
-FOLDER = "imagic"
-
-
-def edit_files() -> dict[str, Path]:
-    """Name in the list -> file: ``imagic`` in the output folder, and in the models folders."""
-    output = Path(folder_paths.get_output_directory())
-    found = {
-        f"{file.relative_to(output).as_posix()} [output]": file for file in _in(output / FOLDER)
-    }
-    # A user may name more folders in extra_model_paths.yaml.
-    extra, _ = folder_paths.folder_names_and_paths.get(FOLDER, ([], None))
-    for folder in dict.fromkeys(map(Path, [*extra, Path(folder_paths.models_dir, FOLDER)])):
-        for file in _in(folder):
-            found.setdefault(file.relative_to(folder).as_posix(), file)
-    return found
-
-
-def _in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*.safetensors") if p.is_file() and p.name[0] != ".")
+NOTHING = "no edit saved yet"
+"""Stands in the list where there is none: an empty list would be reported as a missing input."""
 
 
 def describe(edit: Edit) -> str:
     """What the file tells about itself, for people."""
     about = dict(edit.about)
     losses = about.pop("losses", None)
+    about.pop("base_sample", None)
     lines = [f"{key}: {str(value):.300}" for key, value in about.items()]
     for stage, curve in losses.items() if isinstance(losses, dict) else ():
         if isinstance(curve, list) and curve and all(isinstance(x, float) for x in curve):
@@ -52,6 +37,7 @@ class ImagicLoadEdit(io.ComfyNode):
     """Reads an edit file."""
 
     @classmethod
+    @schema.found_by("load embedding", "load lora", "reuse edit", "another sentence")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -64,8 +50,9 @@ class ImagicLoadEdit(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that the edit was learned on."),
                 io.Combo.Input(
                     "edit",
-                    options=list(edit_files()),
-                    tooltip="Files of the folder imagic in ComfyUI's output and models folders.",
+                    options=list(edit_files()) or [NOTHING],
+                    tooltip="Files of the folder imagic in ComfyUI's output and models folders. "
+                    "Press R in the editor to see new ones.",
                 ),
                 io.Conditioning.Input(
                     "target",
@@ -99,21 +86,25 @@ class ImagicLoadEdit(io.ComfyNode):
         return (file.stat().st_mtime_ns, file.stat().st_size) if file else None
 
     @classmethod
+    def validate_inputs(cls, edit: str) -> bool:
+        """Accept every name: of one that it refuses the host shows no reason; ``execute`` does."""
+        return True
+
+    @classmethod
     @named(NAME)
+    @checked(but="edit")
     def execute(
         cls, model: comfy_host.Model, edit: str, target: comfy_host.Conditioning | None = None
     ) -> io.NodeOutput:
         """Read and check the file, then apply it."""
         file = edit_files().get(edit)
         if file is None:
-            raise BadInputError(
-                f"'edit' names {edit!r:.200}, which is not among the edit files; put it "
-                f"into the folder {FOLDER} of ComfyUI's output or models folder, press R in the "
-                "editor and choose it."
-            )
+            raise BadInputError(missing(edit))
         try:
             with torch.inference_mode(False):
                 read = edit_file.read(file)
+        except LaterVersionError as error:
+            raise BadInputError(f"'edit' {edit!r} {error}. Update ComfyUI-Imagic.") from error
         except (EditFileError, OSError) as error:
             raise BadInputError(
                 f"'edit' {edit!r} {error}. Choose a file that Imagic Save Edit wrote, or save it "
@@ -127,14 +118,19 @@ class ImagicLoadEdit(io.ComfyNode):
                 f"'edit' {edit!r} does not fit 'model': it {error}. It was learned on "
                 f"{base_name(read)}; connect that model."
             ) from error
-        if target is not None:
-            check_target(read, target)
         info = describe(read)
+        if target is not None and (lengths := check_target(read, target)):
+            info = f"{lengths}\n{info}"
         if read.about.get("base_hash") != comfy_host.base_hash(model):
             warning = (
                 f"'model' is not the one that {edit} was learned on, {base_name(read)}: the "
                 "photograph may not come back."
             )
+            if comfy_host.is_same_quantised(model, read.about.get("base_sample")):
+                warning = (
+                    f"'model' seems to be the one that {edit} was learned on, {base_name(read)}, "
+                    "in a coarser or finer number format: the photograph may come back less well."
+                )
             comfy_host.LOGGER.warning("%s: %s", NAME, warning)
             info = f"Warning: {warning}\n{info}"
         return io.NodeOutput(
@@ -144,6 +140,22 @@ class ImagicLoadEdit(io.ComfyNode):
             dict(read.weights),
             info,
         )
+
+
+def missing(edit: str) -> str:
+    """What to do where there is no file of the name ``edit``."""
+    there = len(edit_files())
+    if not there:
+        return (
+            f"'edit' has no file to choose: the folder {FOLDER} in ComfyUI's output folder holds "
+            "none. First run a workflow with Imagic Save Edit, such as Compare a range of eta; "
+            "then press R in the editor and choose the edit."
+        )
+    return (
+        f"'edit' names {edit!r:.200}, which is not among the {there} edit files; press R in the "
+        f"editor and choose one of them, or put the file into the folder {FOLDER} of ComfyUI's "
+        "output or models folder."
+    )
 
 
 def base_name(edit: Edit) -> str:
@@ -164,18 +176,28 @@ def check_width(edit: Edit, model: comfy_host.Model) -> None:
         raise BadInputError(f"has embeddings of width {width}, the model takes {takes}")
 
 
-def check_target(edit: Edit, target: comfy_host.Conditioning) -> None:
-    """Refuse a sentence whose embedding has another shape than the edit's.
+def check_target(edit: Edit, target: comfy_host.Conditioning) -> str:
+    """Refuse a sentence whose embedding is of another kind than the edit's.
+
+    Returns:
+        What is done with one of another number of tokens, else nothing.
 
     Raises:
-        BadInputError: it has.
+        BadInputError: a width differs, or one of them has no pooled vector.
     """
     wired, saved = (
         [tuple(t.shape) for t in sentence.embedding.tensors()]
         for sentence in (comfy_host.read_sentence("target", target), edit.optimized)
     )
-    if wired != saved:
+    if [(shape[0], shape[-1]) for shape in wired] != [(shape[0], shape[-1]) for shape in saved]:
         raise BadInputError(
             f"'target' has the shape {wired}, but the edit has {saved}; connect a CLIP "
-            "Text Encode whose CLIP belongs to this model, with a sentence of similar length."
+            "Text Encode whose CLIP belongs to this model."
         )
+    counts = wired[0][1], saved[0][1]
+    if counts[0] == counts[1]:
+        return ""
+    return (
+        f"'target' has {counts[0]} tokens, the edit {counts[1]}: both are continued to "
+        f"{common_length(*counts)} where they are mixed."
+    )

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..imagic_core.embedding import DEFAULT, PAPER, optimize_embedding
 from . import comfy_host, schema
+from .checks import checked
 from .errors import named
 from .train import Run, Session, read_wires, train
 
@@ -18,6 +19,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
     """Stage A of Imagic, section 3.2."""
 
     @classmethod
+    @schema.found_by(*schema.EDITING)
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -52,6 +54,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         model: comfy_host.Model,

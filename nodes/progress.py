@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import latent_preview
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from ..imagic_core.fit import Progress
 
 SIZE = 320
 CURVE_HEIGHT = 80
+SECONDS_BETWEEN_PICTURES = 0.3
 
 
 class Reporter:
@@ -22,6 +26,7 @@ class Reporter:
         """Take the MODEL whose latents are shown, and the number of steps."""
         self.bar = comfy.utils.ProgressBar(steps)
         self.losses: list[float] = []
+        self.shown = -math.inf
         self.latent_format = model.get_model_object("latent_format")
         self.previewer = latent_preview.get_previewer(model.load_device, self.latent_format)
         factors = self.latent_format.latent_rgb_factors
@@ -41,13 +46,18 @@ class Reporter:
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.losses.append(progress.loss)
+        now, preview = time.monotonic(), None
+        if now - self.shown >= SECONDS_BETWEEN_PICTURES or progress.step == progress.steps:
+            self.shown = now
+            preview = ("JPEG", self._picture(progress.estimate), SIZE + CURVE_HEIGHT)
+        self.bar.update_absolute(progress.step, progress.steps, preview)
+
+    def _picture(self, estimate: Tensor) -> Image.Image:
+        """What [n, C, ...] x0 estimates show, over the curve of the losses."""
         picture = None
         if self.previewer is not None:
-            picture = self.previewer.decode_latent_to_preview_image(
-                "JPEG", progress.estimate[:1].float()
-            )[1]
-        preview = ("JPEG", picture_with_curve(picture, self.losses), SIZE + CURVE_HEIGHT)
-        self.bar.update_absolute(progress.step, progress.steps, preview)
+            picture = self.previewer.decode_latent_to_preview_image("JPEG", estimate[:1].float())[1]
+        return picture_with_curve(picture, self.losses)
 
 
 def picture_with_curve(picture: Image.Image | None, losses: list[float]) -> Image.Image:

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..imagic_core.interpolate import project
 from . import comfy_host, schema
+from .checks import checked
 from .errors import named
 
 NAME = "Imagic Project Conditioning"
@@ -17,6 +18,7 @@ class ImagicProjectConditioning(io.ComfyNode):
     """Identity and edit strength apart."""
 
     @classmethod
+    @schema.found_by("mix conditioning", "blend prompts", "edit strength", "identity", "forgedit")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -56,6 +58,7 @@ class ImagicProjectConditioning(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         target: comfy_host.Conditioning,

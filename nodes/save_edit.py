@@ -6,7 +6,6 @@ import hashlib
 import re
 from pathlib import Path
 
-import folder_paths
 import torch
 from comfy.cli_args import args
 from comfy_api.latest import io
@@ -15,10 +14,13 @@ from ..imagic_core import edit_file
 from ..imagic_core.edit import Edit
 from ..imagic_core.edit_file import EditFileError
 from . import comfy_host, schema
+from .checks import checked
+from .edit_folder import DEFAULT_NAME, FOLDER, listed, new_file, place
 from .errors import BadInputError, named
 from .graph import learned_from
 
 NAME = "Imagic Save Edit"
+DEFAULT_PREFIX = f"{FOLDER}/{DEFAULT_NAME}"
 
 
 # ---- what a file tells about itself ---------------------------------------------------------
@@ -38,6 +40,7 @@ class ImagicSaveEdit(io.ComfyNode):
     """Writes an edit file."""
 
     @classmethod
+    @schema.found_by("save embedding", "save lora", "keep training")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -61,9 +64,10 @@ class ImagicSaveEdit(io.ComfyNode):
                 io.LoraModel.Input("lora", tooltip="From Imagic Fine-tune Model."),
                 io.String.Input(
                     "filename_prefix",
-                    default="imagic/edit",
-                    tooltip="Place and beginning of the name in ComfyUI's output folder. Imagic "
-                    "Load Edit lists what is in its folder imagic.",
+                    default=DEFAULT_PREFIX,
+                    tooltip="Place and beginning of the name, always in the folder imagic of "
+                    "ComfyUI's output folder, which Imagic Load Edit lists. %date:yyyy-MM-dd% and "
+                    "%Node.widget% are replaced.",
                 ),
                 io.Latent.Input(
                     "image",
@@ -82,20 +86,31 @@ class ImagicSaveEdit(io.ComfyNode):
                 io.Conditioning.Output(display_name="optimized", tooltip="As saved."),
                 io.Conditioning.Output(display_name="target", tooltip="As saved."),
                 io.String.Output(
-                    display_name="file", tooltip="The new file, as Imagic Load Edit lists it."
+                    display_name="file",
+                    tooltip="The new file, as Imagic Load Edit lists it; or why there is none.",
                 ),
             ],
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str = DEFAULT_PREFIX) -> bool | str:
+        """Refuse a name that cannot be, before anything is trained."""
+        try:
+            place(filename_prefix)
+        except BadInputError as error:
+            return f"{NAME}: 'filename_prefix' {error}; type another, such as {DEFAULT_PREFIX}."
+        return True
+
+    @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         model: comfy_host.Model,
         optimized: comfy_host.Conditioning,
         target: comfy_host.Conditioning,
         lora: comfy_host.Lora,
-        filename_prefix: str = "imagic/edit",
+        filename_prefix: str = DEFAULT_PREFIX,
         image: comfy_host.Latent | None = None,
         optimized_loss: dict[str, list[float]] | None = None,
         model_loss: dict[str, list[float]] | None = None,
@@ -113,6 +128,7 @@ class ImagicSaveEdit(io.ComfyNode):
             "pack": pack_version(),
             "base": comfy_host.model_kind(model),
             "base_hash": comfy_host.base_hash(model),
+            "base_sample": comfy_host.base_sample(model),
             "image_hash": image_hash(image),
             "losses": {
                 "optimized": (optimized_loss or {}).get("loss", []),
@@ -126,24 +142,49 @@ class ImagicSaveEdit(io.ComfyNode):
                 comfy_host.rounded(lora),
                 about,
             )
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
-        file = f"{name}_{counter:05}_.safetensors"
         try:
             comfy_host.check_lora(comfy_host.weight_shapes(model), edit.weights)
-            edit_file.write(Path(folder) / file, edit)
+            told = write(edit, filename_prefix)
         except (BadInputError, EditFileError) as error:
             raise BadInputError(
                 f"what is wired {error}; connect 'lora' to Imagic Fine-tune Model, and 'target' "
                 "and 'optimized' to what the trainings got and gave."
             ) from error
-        comfy_host.LOGGER.info("%s: wrote %s", NAME, Path(folder) / file)
         weights = {key: tensor.float() for key, tensor in edit.weights.items()}
-        listed = f"{Path(subfolder, file).as_posix()} [output]"
-        return io.NodeOutput(
-            comfy_host.apply_lora(model, weights), optimized, target, listed, ui={"text": (listed,)}
-        )
+        tuned = comfy_host.apply_lora(model, weights)
+        return io.NodeOutput(tuned, optimized, target, told[0], ui={"text": told})
+
+
+def write(edit: Edit, prefix: str) -> tuple[str, ...]:
+    """Write the edit under a name of its own; what was trained is not lost where that fails.
+
+    Returns:
+        The file as Imagic Load Edit lists it, or why there is none; further sentences to show.
+
+    Raises:
+        EditFileError: a conditioning has an entry that a file cannot hold.
+    """
+    warnings = []
+    try:
+        placed = place(prefix)
+    except BadInputError as error:  # it came by a wire, so that only now it is known
+        warnings.append(f"'filename_prefix' {error}; saved as {DEFAULT_PREFIX} instead.")
+        placed = DEFAULT_PREFIX
+    try:
+        with new_file(placed) as file:
+            edit_file.write(file, edit)
+        told = [listed(file), *warnings]
+        comfy_host.LOGGER.info("%s: wrote %s", NAME, file)
+    except OSError as error:
+        warnings = [
+            f"Not saved: {error}. The outputs have the edit all the same. Make room, or let "
+            "ComfyUI write into its output folder, and run with another 'filename_prefix': "
+            "nothing is trained again."
+        ]
+        told = warnings
+    for warning in warnings:
+        comfy_host.LOGGER.warning("%s: %s", NAME, warning)
+    return tuple(told)
 
 
 def image_hash(latent: comfy_host.Latent | None) -> str | None:

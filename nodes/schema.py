@@ -1,14 +1,52 @@
-"""What the nodes' faces share: where they are listed, and the widgets of both trainings."""
+"""What the nodes' faces share: where they are listed and found, the widgets of both trainings."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
 
 from comfy_api.latest import io
 
 from ..imagic_core.fit import Settings
 from .train import DTYPES, RECIPES, SAVE_MEMORY
 
+Define = Callable[[type[io.ComfyNode]], io.Schema]
+
 CATEGORY = "Imagic"
 TOOLS = "Imagic/tools"
+
+EDITING = (
+    "edit photo", "edit image by text", "image editing", "photo editing", "prompt editing",
+    "dreambooth", "textual inversion", "text embedding", "train", "fine-tune", "photograph",
+    "照片编辑", "图像编辑", "训练", "照片編輯", "影像編輯", "訓練",
+    "写真編集", "画像編集", "学習", "사진 편집", "이미지 편집", "학습",
+)  # fmt: skip
+"""What someone types who looks for what the three stages do together, in five languages."""
+
+
+def found_by(*words: str) -> Callable[[Define], Define]:
+    """Let the host's search find a node by ``words``, too; around its ``define_schema``."""
+
+    def decorate(define: Define) -> Define:
+        @wraps(define)
+        def defined(cls: type[io.ComfyNode]) -> io.Schema:
+            schema = define(cls)
+            # Older hosts search names alone.
+            if hasattr(schema, "search_aliases"):
+                schema.search_aliases = list(words)
+            return schema
+
+        return defined
+
+    return decorate
+
+
+def advanced(*inputs: io.Input) -> tuple[io.Input, ...]:
+    """Let the host hide inputs until the user asks for its advanced ones."""
+    for one in inputs:
+        # The constructors of older hosts do not know the word; their front end does.
+        one.extra_dict["advanced"] = True
+    return inputs
 
 
 def training_inputs(default: Settings, what: str) -> list[io.Input]:
@@ -32,21 +70,23 @@ def training_inputs(default: Settings, what: str) -> list[io.Input]:
             tooltip=f"Adam's step size for {what}{unit}. It falls evenly to 0 at the last step. "
             "0 changes nothing.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**64 - 1,
-            # Not randomised after each run: another seed would train again for another eta.
-            control_after_generate=False,
-            tooltip="Seed of the noise and the timesteps. Same seed and inputs, same result.",
+        *advanced(
+            io.Int.Input(
+                "seed",
+                default=0,
+                min=0,
+                max=2**64 - 1,
+                # Not randomised after each run: another seed would train again for another eta.
+                control_after_generate=False,
+                tooltip="Seed of the noise and the timesteps. Same seed and inputs, same result.",
+            )
         ),
     ]
 
 
-def optional_training_inputs(default: Settings, paper: Settings) -> list[io.Input]:
+def optional_training_inputs(default: Settings, paper: Settings) -> tuple[io.Input, ...]:
     """Inputs that a user may leave alone; ``paper`` is the stage's recipe in the paper."""
-    return [
+    return advanced(
         io.Combo.Input(
             "recipe",
             options=list(RECIPES),
@@ -81,4 +121,4 @@ def optional_training_inputs(default: Settings, paper: Settings) -> list[io.Inpu
             tooltip="Recompute the model's blocks in the backward pass instead of keeping them: "
             "less memory, about a third slower, same result. auto does so when memory runs out.",
         ),
-    ]
+    )

@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from . import comfy_host, schema
+from .checks import checked
 from .errors import BadInputError, named
 from .pictures import to_image
 from .scoring.chart import chart
@@ -25,6 +26,7 @@ class ImagicScoreEdits(io.ComfyNode):
     """The paper's figure 9."""
 
     @classmethod
+    @schema.found_by("choose eta", "compare", "clip score", "lpips", "ssim", "figure 9")
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
         return io.Schema(
@@ -80,6 +82,7 @@ class ImagicScoreEdits(io.ComfyNode):
 
     @classmethod
     @named(NAME)
+    @checked()
     def execute(
         cls,
         images: list[Tensor],

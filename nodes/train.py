@@ -17,7 +17,6 @@ from .errors import BadInputError, OutOfMemoryError
 from .progress import Reporter
 
 Result = TypeVar("Result")
-Changes = dict[str, torch.nn.Module]
 
 RECIPES = ("as set", "paper")
 DTYPES = {
@@ -60,7 +59,14 @@ def read_wires(
     Raises:
         BadInputError: something cannot be used; the message says what to do.
     """
-    comfy_host.check_trainable(model)
+    distilled = comfy_host.distilled_steps(model)
+    if distilled:
+        comfy_host.LOGGER.warning(
+            "'model' is distilled to few steps (%s), and training wears that off: sample the edit "
+            "with the steps and the cfg of the model that it was distilled from, or lower the "
+            "strength of what is learned (Imagic Fine-tune Strength)",
+            distilled,
+        )
     sentence = comfy_host.read_sentence(socket, conditioning)
     return Wires(model, socket, sentence, comfy_host.read_photographs(model, image))
 
@@ -88,7 +94,7 @@ class Session:
         denoiser: the model, with ``changes`` applied to its weights.
         photographs: what is to be learned.
         embedding: of the sentence that is wired.
-        changes: of the weights, state dict key -> module; empty where the model stays as it is.
+        changes: of the weights, by state dict key; empty where the model stays as it is.
         settings: how long and how hard to train.
         on_step: reports a step, and raises when the user cancels.
     """
@@ -96,7 +102,7 @@ class Session:
     denoiser: comfy_host.HostDenoiser
     photographs: Photographs
     embedding: Embedding
-    changes: Changes
+    changes: comfy_host.Changes
     settings: Settings
     on_step: Callable[[Progress], None]
 
@@ -105,7 +111,7 @@ def train(
     wires: Wires,
     run: Run,
     stage: Callable[[Session], Result],
-    new_changes: Callable[[], Changes] = dict,
+    new_changes: Callable[[], comfy_host.Changes] = dict,
 ) -> Result:
     """Run a stage on what is wired.
 
@@ -116,7 +122,7 @@ def train(
         new_changes: makes the untrained changes of the weights, for each call of ``stage``.
 
     Raises:
-        BadInputError: the conditioning does not fit the model.
+        BadInputError: the conditioning does not fit the model, or the model cannot be trained.
         OutOfMemoryError: the memory does not suffice even with recomputed blocks.
     """
     at_once = max(1, LATENT_PLACES_AT_ONCE // wires.photographs.x0[0, 0].numel())
@@ -134,13 +140,20 @@ def train(
             recompute=recompute,
         ) as (denoiser, photographs):
             embedding = comfy_host.to_device(wires.sentence.embedding, photographs.x0.device)
-            check_fits(wires.socket, denoiser, photographs, embedding)
             reporter = Reporter(wires.model, settings.steps)
             return stage(Session(denoiser, photographs, embedding, changes, settings, reporter))
 
     for recompute in SAVE_MEMORY[run.save_memory]:
         try:
             return attempt(recompute)
+        except comfy_host.DoesNotFitError as error:
+            text = wires.sentence.embedding.named().items()
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in text)
+            raise BadInputError(
+                f"the model cannot take '{wires.socket}' with {shapes} beside the latent "
+                f"{tuple(wires.photographs.x0.shape)}; connect the text encoder and the VAE that "
+                f"belong to this model. The model said: {error}"
+            ) from error
         except torch.OutOfMemoryError:
             comfy_host.LOGGER.info("out of memory, recompute blocks: %s", recompute)
         # Not before the exception is gone, whose traceback holds all that the attempt had made.
@@ -150,30 +163,3 @@ def train(
         "save_memory 'on', or a model in a smaller number format."
     )
 
-
-def check_fits(
-    socket: str,
-    denoiser: comfy_host.HostDenoiser,
-    photographs: Photographs,
-    embedding: Embedding,
-) -> None:
-    """Pass the photograph through the model once, before the long work starts.
-
-    Raises:
-        BadInputError: the conditioning does not fit the model.
-    """
-    x0 = photographs.x0[:1]
-    try:
-        with torch.no_grad():
-            sigma = denoiser.sigmas[-1:]
-            denoiser.predict(denoiser.add_noise(x0, x0, sigma), sigma, embedding)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
-        pooled = None if embedding.pooled is None else tuple(embedding.pooled.shape)
-        raise BadInputError(
-            f"the model cannot take '{socket}' with tokens {tuple(embedding.tokens.shape)} "
-            f"and pooled vector {pooled} beside the latent {tuple(photographs.x0.shape)}; connect "
-            "the text encoder and the VAE that belong to this model. The model said: "
-            f"{error}"
-        ) from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -12,19 +10,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from machine import in_process
 from machine.environment import REPOSITORY, is_comfyui
-from machine.host_process import PACK, Server, base_arguments, make_base, serve
+from machine.host_process import Server, serve
 from talk.client import Client
 
 
 def pytest_configure() -> None:
     """Make ``imagic_core`` importable alone: the pack's root must not be on the path."""
-    root = REPOSITORY / "imagic_core"
-    spec = importlib.util.spec_from_file_location("imagic_core", root / "__init__.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["imagic_core"] = module
-    spec.loader.exec_module(module)
+    in_process.import_file("imagic_core", REPOSITORY / "imagic_core" / "__init__.py")
 
 
 @pytest.fixture(scope="session")
@@ -38,27 +32,7 @@ def comfyui_folder() -> Path:
 @pytest.fixture(scope="session")
 def comfy(comfyui_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """ComfyUI in this process, on the CPU, with its core nodes: the module ``comfy``."""
-    base = tmp_path_factory.mktemp("comfyui")
-    make_base(base, REPOSITORY)
-    sys.path.insert(0, str(comfyui_folder))
-    arguments = sys.argv
-    # Read once, when comfy.cli_args is imported first.
-    sys.argv = ["main.py", "--cpu", *base_arguments(base)]
-    try:
-        importlib.import_module("comfy.options").enable_args_parsing()
-        importlib.import_module("comfy.cli_args")
-    finally:
-        sys.argv = arguments
-    # As main.py does: once nodes is imported, comfy/utils.py would hide it.
-    importlib.import_module("utils.extra_config")
-    nodes = importlib.import_module("nodes")
-    loop = asyncio.new_event_loop()
-    # Some core nodes ask for it when they are loaded; it does not listen.
-    importlib.import_module("server").PromptServer(loop)
-    loading = nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False)
-    failed = loop.run_until_complete(loading)
-    assert not failed, f"core nodes that did not import: {failed}"
-    return importlib.import_module("comfy")
+    return in_process.start(comfyui_folder, tmp_path_factory.mktemp("comfyui"))
 
 
 def host_state() -> dict[str, object]:
@@ -81,15 +55,9 @@ def changed_by_loading() -> list[str]:
 @pytest.fixture(scope="session")
 def pack(comfy: ModuleType, changed_by_loading: list[str]) -> ModuleType:
     """The pack as ComfyUI's loader made it, with ``pack.nodes`` and ``pack.imagic_core``."""
-    nodes = importlib.import_module("nodes")
     importlib.import_module("latent_preview")
     before = host_state()
-    folder_paths = importlib.import_module("folder_paths")
-    path = os.path.join(folder_paths.get_folder_paths("custom_nodes")[0], PACK)
-    assert asyncio.run(nodes.load_custom_node(path, module_parent="custom_nodes"))
-    module = sys.modules[path.replace(".", "_x_")]
-    for name in ("nodes", "imagic_core"):
-        importlib.import_module(f"{module.__name__}.{name}")
+    module = in_process.load_pack()
     after = host_state()
     changed_by_loading += [name for name in before if after.get(name) is not before[name]]
     return module
@@ -108,7 +76,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(comfyui_folder: Path, tiny_checkpoint: Path) -> Iterator[Server]:
     """A real server with the pack and the tiny checkpoint, one for all tests."""
-    with serve(comfyui_folder, Path(sys.executable), REPOSITORY, [tiny_checkpoint]) as running:
+    with serve(comfyui_folder, [tiny_checkpoint]) as running:
         yield running
 
 
@@ -125,8 +93,6 @@ def families_server(comfyui_folder: Path, small_models: Path) -> Iterator[Server
     """A real server with the pack that can load ``small_models``, and no models of full size."""
     with serve(
         comfyui_folder,
-        Path(sys.executable),
-        REPOSITORY,
         models=small_models,
         more_packs=[REPOSITORY / "tests/families/small_models"],
     ) as running:

@@ -44,4 +44,4 @@ if __name__ == "__main__":
     arguments()
     script = Path(__file__).parent / "examples" / "demo_edit.py"
     # Only the host's Python has what the work itself needs.
-    sys.exit(prepared().run(script, *sys.argv[1:]))
+    sys.exit(prepared().run(script, *sys.argv[1:], cwd=Path.cwd()))

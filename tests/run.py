@@ -1,9 +1,39 @@
-"""``python tests/run.py [PYTEST ARGUMENTS]``: sets up what is missing, then runs every check."""
+"""Sets up what is missing, then runs every check; see ``--help``."""
 
+from __future__ import annotations
+
+import argparse
+import os
 import sys
 
 from machine.environment import MADE, REPOSITORY, prepared
 from machine.host_process import link_folder
+
+WORKERS = 2
+CHECKS = {
+    "ruff": (("ruff", "check"), ("ruff", "format", "--check")),
+    "mypy": (("mypy",),),
+    "pytest": (("pytest",),),
+}
+# A worker loads ComfyUI and starts servers once, so it takes whole files.
+IN_PARALLEL = ("--numprocesses", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder")
+
+
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line: our own options, and what is for pytest."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [-h] [--only CHECK] [PYTEST ARGUMENTS]",
+        description="Sets up what is missing, then runs ruff (rules and formatting), mypy and "
+        "pytest in a real ComfyUI's Python. Arguments that are not listed here go to pytest, for "
+        "instance: tests/core -k seed -x. Without any, pytest runs all tests in "
+        f"{WORKERS} processes; with some, in one.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--only", choices=CHECKS, help="run this check alone")
+    given, rest = parser.parse_known_args()
+    if rest and given.only not in (None, "pytest"):
+        parser.error(f"{' '.join(rest)} would go to pytest, which --only {given.only} leaves out")
+    return given, rest
 
 
 def link_for_typechecker() -> None:
@@ -17,19 +47,20 @@ def link_for_typechecker() -> None:
         link_folder(link, REPOSITORY)
 
 
-def main(pytest_arguments: list[str]) -> int:
-    """Run ruff, mypy and pytest; return 0 if all three passed."""
+def main() -> int:
+    """Run the checks; return 0 if all passed."""
+    given, for_pytest = arguments()
     host = prepared()
     link_for_typechecker()
-    checks = {
-        "ruff": ("ruff", "check", REPOSITORY),
-        "mypy": ("mypy", "-p", "comfyui_imagic.imagic_core", "-p", "comfyui_imagic.nodes"),
-        "pytest": ("pytest", *pytest_arguments),
-    }
+    if not for_pytest:
+        for_pytest = list(IN_PARALLEL)
+        # What PyTorch takes by itself is all cores, in each process.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
     failed = []
-    for name, command in checks.items():
+    for name in [given.only] if given.only else CHECKS:
         print(f"\n== {name}", flush=True)
-        if host.run(*command):
+        extra = for_pytest if name == "pytest" else []
+        if any([host.run(*command, *extra) for command in CHECKS[name]]):
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", flush=True)
@@ -37,4 +68,4 @@ def main(pytest_arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

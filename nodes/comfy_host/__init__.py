@@ -7,26 +7,35 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 ``sockets``    CONDITIONING, LATENT and CLIP as they come in, read and checked
 ``denoiser``   the model as a ``Denoiser``
 ``trainable``  a loaded model made ready for training, and all of it undone
+``changes``    changes of the weights in training
+``bypass``     low-rank changes in a MODEL that is sampled
+``rounding``   how a changed weight is rounded to its number format
+``probe``      its first passes, which tell what is wrong
+``wrappers``   what other nodes have put around its passes
+``kernels``    kernels with a backward pass
+``recompute``  blocks passed once more instead of kept
+``in_place``   what is kept of a network that changes it in place
 ``weights``    which weights can move, and their changes before training
 ``lora``       LORA_MODEL: what was learned, in the host's key names
+``carried``    the same put into a MODEL, found there, and taken out
 ``identity``   what tells one model from another
 =============  ============================================================================
 """
 
-import logging
-
-from .denoiser import HostDenoiser, to_device
-from .identity import base_hash, context_width, model_kind
-from .lora import (
-    Lora,
-    apply_lora,
-    changes_to_lora,
-    check_lora,
-    has_lora,
-    lora_by_part,
-    rounded,
+from .carried import apply_lora, has_lora, without_lora
+from .denoiser import HostDenoiser, to_device, training_sigmas
+from .identity import (
+    base_hash,
+    base_sample,
+    context_width,
+    distilled_steps,
+    is_same_quantised,
+    model_kind,
 )
+from .lora import Lora, changes_to_lora, check_lora, lora_by_part, rounded
+from .probe import DoesNotFitError
 from .sockets import (
+    LOGGER,
     Conditioning,
     Latent,
     Model,
@@ -36,27 +45,28 @@ from .sockets import (
     text_features,
     to_conditioning,
 )
-from .trainable import check_trainable, trainable
-from .weights import new_changes, weight_shapes
-
-LOGGER = logging.getLogger("comfyui-imagic")
-"""ComfyUI's console."""
+from .trainable import trainable
+from .weights import Changes, new_changes, weight_shapes
 
 __all__ = [
     "LOGGER",
+    "Changes",
     "Conditioning",
+    "DoesNotFitError",
     "HostDenoiser",
     "Latent",
     "Lora",
     "Model",
     "apply_lora",
     "base_hash",
+    "base_sample",
     "changes_to_lora",
     "check_lora",
-    "check_trainable",
     "combine",
     "context_width",
+    "distilled_steps",
     "has_lora",
+    "is_same_quantised",
     "lora_by_part",
     "model_kind",
     "new_changes",
@@ -67,5 +77,7 @@ __all__ = [
     "to_conditioning",
     "to_device",
     "trainable",
+    "training_sigmas",
     "weight_shapes",
+    "without_lora",
 ]

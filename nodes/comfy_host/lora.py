@@ -14,11 +14,10 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
-import comfy.sd
 import torch
 from torch import Tensor
 
-from ...imagic_core.finetune import Difference
+from ...imagic_core.finetune import Difference, LowRank
 from ..errors import BadInputError
 from .sockets import Model
 
@@ -38,7 +37,7 @@ def layer_of(key: str) -> tuple[str, str]:
     return key, ""
 
 
-def changes_to_lora(changes: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]:
+def changes_to_lora(changes: Mapping[str, Difference | LowRank]) -> dict[str, Tensor]:
     """Trained changes (state dict key -> module) as a LORA_MODEL, float32 on the CPU."""
     lora: dict[str, Tensor] = {}
     for key, change in changes.items():
@@ -46,14 +45,9 @@ def changes_to_lora(changes: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]
         if isinstance(change, Difference):
             lora[layer + (DIFF if name == "weight" else DIFF_BIAS)] = change.difference
         else:
-            lora.update((f"{layer}.{part}", p) for part, p in change.named_parameters())
-    return {name: p.detach().float().cpu().contiguous() for name, p in lora.items()}
-
-
-def apply_lora(model: Model, lora: Lora, strength: float = 1.0) -> Model:
-    """A fresh clone of MODEL with the LORA_MODEL added by the host's own loader."""
-    with torch.inference_mode(False):
-        return comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0)[0]
+            lora[layer + UP], lora[layer + DOWN] = change.up, change.down
+            lora[layer + ALPHA] = torch.tensor(change.alpha)
+    return {name: t.detach().float().cpu().contiguous() for name, t in lora.items()}
 
 
 def rounded(lora: Lora) -> dict[str, Tensor]:
@@ -62,10 +56,11 @@ def rounded(lora: Lora) -> dict[str, Tensor]:
     Low-rank matrices become float16 unless that would change them by more than ``HALF_ERROR``.
     Differences stay in float32: they are far smaller than float16 resolves.
     """
-    return {key: _halved(key, tensor.detach().cpu()) for key, tensor in lora.items()}
+    return {key: halved(key, tensor.detach().cpu()) for key, tensor in lora.items()}
 
 
-def _halved(key: str, tensor: Tensor) -> Tensor:
+def halved(key: str, tensor: Tensor) -> Tensor:
+    """One tensor of ``rounded``."""
     exact, half = tensor.float(), tensor.half()
     if not key.endswith((UP, DOWN)):
         return exact
@@ -106,18 +101,6 @@ def _fits(lora: Lora, layer: str, part: str, shape: tuple[int, ...]) -> bool:
         return lora[layer + part].numel() == 1
     out, rank = up.flatten(1).shape
     return (out, rank, down[0].numel()) == (shape[0], len(down), prod(shape[1:]))
-
-
-def has_lora(model: Model, lora: Lora) -> bool:
-    """Whether a tensor of the LORA_MODEL is among the patches of MODEL already."""
-    for key, tensor in lora.items():
-        layer, part = layer_of(key)
-        if part not in (UP, DIFF):
-            continue
-        for patch in model.patches.get(f"{layer}.weight", ()):
-            if any(t is tensor or torch.equal(t, tensor) for t in patch_tensors(patch[1])):
-                return True
-    return False
 
 
 def patch_tensors(patch: Any) -> Iterator[Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.sample
@@ -14,11 +16,16 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ...imagic_core.edit import Sentence
+from ...imagic_core.interpolate import common_length, lengthened
 from ...imagic_core.objective import Embedding, Photographs
 from ..errors import BadInputError
 
+LOGGER = logging.getLogger("comfyui-imagic")
+"""ComfyUI's console."""
+
 Conditioning = list[list[Any]]
-"""CONDITIONING: entries [tokens [1, T, W], options], of which ``pooled_output`` is [1, P]."""
+"""CONDITIONING: entries [tokens [1, T, W], options], of which ``pooled_output`` is [1, P] and
+``conditioning_*`` what further text encoders gave."""
 
 Latent = Mapping[str, Any]
 """LATENT: ``samples`` [B, C, ...] and perhaps ``noise_mask``."""
@@ -56,22 +63,52 @@ def read_sentence(socket: str, conditioning: Conditioning) -> Sentence:
             raise BadInputError(
                 f"'{socket}' carries '{key}', which Imagic cannot learn through; {remedy}."
             )
-    if tokens is None or not torch.isfinite(tokens).all():
+    more = [name for name in sorted(entries) if _is_text(name, entries[name])]
+    texts = (tokens, *(entries[name] for name in more))
+    nothing = tokens is None or not tokens.numel()
+    if nothing or not all(torch.isfinite(text).all() for text in texts):
         raise BadInputError(
             f"'{socket}' has no finite text embedding (found "
-            f"{'none' if tokens is None else 'NaN or infinity'}); connect a CLIP Text Encode node "
+            f"{'none' if nothing else 'NaN or infinity'}); connect a CLIP Text Encode node "
             "whose CLIP belongs to this model."
         )
     pooled = entries.get("pooled_output")
+    if pooled is not None and not torch.isfinite(pooled).all():
+        raise BadInputError(
+            f"'{socket}' has NaN or infinity in its pooled vector; connect a CLIP Text Encode "
+            "node whose CLIP belongs to this model."
+        )
     with torch.inference_mode(False):
-        embedding = Embedding(tokens.clone(), None if pooled is None else pooled.clone())
-    return Sentence(embedding, {k: v for k, v in entries.items() if k != "pooled_output"})
+        embedding = Embedding(
+            tokens.clone(),
+            None if pooled is None else pooled.clone(),
+            {name: entries[name].clone() for name in more},
+        )
+    options = {k: v for k, v in entries.items() if k not in ("pooled_output", *more)}
+    return Sentence(embedding, options)
+
+
+def _is_text(name: str, entry: Any) -> bool:
+    """Whether an entry is a further embedding of the sentence, and not a picture or a number.
+
+    The model cannot tell, for all of them change what it predicts; the host's text encoders name
+    what they give beside the tokens `conditioning_ENCODER`.
+    """
+    is_tensor = isinstance(entry, Tensor) and entry.is_floating_point() and entry.ndim >= 2
+    return is_tensor and name.startswith("conditioning_")
+
+
+def conditioning_entry(embedding: Embedding, options: Mapping[str, Any]) -> list[Any]:
+    """An entry of a CONDITIONING."""
+    return [
+        embedding.tokens,
+        {**options, "pooled_output": embedding.pooled, **embedding.more},
+    ]
 
 
 def to_conditioning(sentence: Sentence) -> Conditioning:
     """The sentence as a CONDITIONING."""
-    embedding = sentence.embedding
-    return [[embedding.tokens, {**sentence.options, "pooled_output": embedding.pooled}]]
+    return [conditioning_entry(sentence.embedding, sentence.options)]
 
 
 def combine(
@@ -84,7 +121,9 @@ def combine(
     Raises:
         BadInputError: either is not one plain sentence, or they do not match.
     """
-    sentence, learned = read_sentence("target", target), read_sentence("optimized", optimized)
+    sentence, learned = same_length(
+        read_sentence("target", target), read_sentence("optimized", optimized)
+    )
     try:
         embedding = rule(sentence.embedding, learned.embedding)
     except ValueError as error:
@@ -93,6 +132,35 @@ def combine(
             "sentence that Imagic Optimize Embedding got."
         ) from error
     return to_conditioning(sentence.with_embedding(embedding))
+
+
+def same_length(target: Sentence, optimized: Sentence) -> tuple[Sentence, Sentence]:
+    """Both sentences with the same number of tokens; see ``lengthened``. Says so in the console.
+
+    A token counts where it counts in either: the target's attention mask follows.
+    """
+    counts = [s.embedding.tokens.shape[1] for s in (target, optimized)]
+    if counts[0] == counts[1]:
+        return target, optimized
+    length = common_length(*counts)
+    LOGGER.info("'target' has %d tokens and 'optimized' %d: both continued to %d", *counts, length)
+    masks = [_attention_mask(s, length) for s in (target, optimized)]
+    options = {key: value for key, value in target.options.items() if key != "attention_mask"}
+    if masks[0] is not None and masks[1] is not None:
+        options["attention_mask"] = torch.maximum(masks[0], masks[1].to(masks[0]))
+    first, second = (
+        replace(s.embedding, tokens=lengthened(s.embedding.tokens, length))
+        for s in (target, optimized)
+    )
+    return Sentence(first, options), optimized.with_embedding(second)
+
+
+def _attention_mask(sentence: Sentence, length: int) -> Tensor | None:
+    """Its mask [1, T] of the tokens that count, continued with it; None where all do."""
+    mask = sentence.options.get("attention_mask")
+    if mask is None or mask.shape[1:] != sentence.embedding.tokens.shape[1:2]:
+        return None
+    return lengthened(mask, length)
 
 
 def read_photographs(model: Model, latent: Latent) -> Photographs:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import comfy.float
 import comfy.model_management
-import comfy.model_patcher
-import comfy.utils
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...imagic_core.edit import Sentence
+from ...imagic_core.finetune import Difference, LowRank
 from ...imagic_core.objective import Photographs
-from ..errors import BadInputError
-from .denoiser import HostDenoiser
+from .changes import applied
+from .denoiser import HostDenoiser, to_device
+from .kernels import differentiable_kernels, differentiable_options
+from .probe import check_draws, check_trains
+from .recompute import recomputed
 from .sockets import Model
-
-string_to_seed = getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed
 
 
 @contextmanager
@@ -28,7 +27,7 @@ def trainable(
     model: Model,
     photographs: Photographs,
     sentence: Sentence,
-    changes: Mapping[str, torch.nn.Module] | None = None,
+    changes: Mapping[str, Difference | LowRank] | None = None,
     *,
     compute_dtype: torch.dtype | None = None,
     recompute: bool = False,
@@ -39,12 +38,16 @@ def trainable(
         model: MODEL; it is cloned.
         photographs: what is to be learned.
         sentence: the model is given its other entries.
-        changes: state dict key -> module that maps that weight to the changed weight.
+        changes: state dict key of a weight -> its change.
         compute_dtype: number format to compute in; None is the model's own.
         recompute: pass each block once more in the backward pass instead of keeping it.
 
     Yields:
         The denoiser with the changes applied, and the photographs on the model's device.
+
+    Raises:
+        DoesNotFitError: the sentence, the photographs and the model do not belong together.
+        BadInputError: the model cannot be trained.
     """
     patcher = _trainable_clone(model)
     if compute_dtype is not None:
@@ -58,33 +61,23 @@ def trainable(
         patcher.pre_run()
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
-        undo.enter_context(_training_kernels())
         # Some models seed PyTorch's global generator in their conditioning.
         undo.enter_context(torch.random.fork_rng(devices=[]))
         undo.enter_context(_frozen_weights(patcher.model))
-        undo.enter_context(_norms_on_copies(patcher.model))
-        if recompute:
-            undo.enter_context(_checkpointed(patcher.model.diffusion_model))
-        if changes:
-            undo.enter_context(_changed_weights(patcher, changes))
         photographs = photographs.to(patcher.load_device)
         dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
-        yield HostDenoiser(patcher, photographs.x0, sentence.options, dtype), photographs
-
-
-def check_trainable(model: Model) -> None:
-    """Refuse a model whose weights cannot pass a gradient on.
-
-    Raises:
-        BadInputError: they are quantised.
-    """
-    for name, weight in model.model.diffusion_model.named_parameters():
-        if type(weight.data) is not Tensor or not weight.is_floating_point():
-            raise BadInputError(
-                f"'model' is quantised ({name} is a {type(weight.data).__name__} of "
-                f"{weight.dtype}), which no gradient passes; load the model in float32, float16, "
-                "bfloat16 or plain float8 instead."
-            )
+        denoiser = HostDenoiser(patcher, photographs.x0, sentence.options, dtype)
+        first = photographs.x0[:1], to_device(sentence.embedding, patcher.load_device)
+        check_draws(denoiser, *first)
+        undo.enter_context(differentiable_kernels())
+        denoiser.transformer_options |= differentiable_options()
+        if recompute:
+            undo.enter_context(recomputed(patcher.model.diffusion_model))
+        if changes:
+            undo.enter_context(applied(patcher, changes))
+        leaves = [p for change in (changes or {}).values() for p in change.parameters()]
+        check_trains(denoiser, *first, [leaf for leaf in leaves if leaf.requires_grad])
+        yield denoiser, photographs
 
 
 def _trainable_clone(model: Model) -> Model:
@@ -93,20 +86,6 @@ def _trainable_clone(model: Model) -> Model:
     if is_dynamic is not None and is_dynamic():
         return model.clone(disable_dynamic=True)
     return model.clone()
-
-
-@contextmanager
-def _training_kernels() -> Iterator[None]:
-    """Newer hosts choose kernels with a backward pass by this flag."""
-    if not hasattr(comfy.model_management, "in_training"):
-        yield
-        return
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        yield
-    finally:
-        comfy.model_management.in_training = before
 
 
 @contextmanager
@@ -134,116 +113,17 @@ def _frozen_weights(model: torch.nn.Module) -> Iterator[None]:
 
 def _ordinary(tensor: Tensor) -> Tensor:
     data = tensor.detach()
-    alias = torch.empty(0, dtype=data.dtype, device=data.device)
-    alias.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
+    if is_traceable_wrapper_subclass(data):
+        # A quantised weight: the numbers that it is made of, each by itself.
+        names, about = data.__tensor_flatten__()
+        inner = {name: _ordinary(getattr(data, name)) for name in names}
+        alias = type(data).__tensor_unflatten__(inner, about, data.size(), data.stride())
+    else:
+        alias = torch.empty(0, dtype=data.dtype, device=data.device)
+        alias.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
+        if type(data) is not Tensor:  # another pack's, which knows more of it
+            alias = alias.as_subclass(type(data))
+            vars(alias).update(vars(data))
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(alias, requires_grad=False)
     return alias
-
-
-@contextmanager
-def _norms_on_copies(model: torch.nn.Module) -> Iterator[None]:
-    """Some transformers add to a tensor in place after a norm has kept it for its backward pass.
-
-    Autograd refuses that, and recomputed blocks give wrong gradients without a word.
-    """
-
-    def copied(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(map(_copied, args))
-
-    hooks = [
-        module.register_forward_pre_hook(copied)
-        for module in model.modules()
-        if isinstance(module, torch.nn.LayerNorm)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _checkpointed(network: torch.nn.Module) -> Iterator[None]:
-    """Recompute each block of the network in the backward pass instead of keeping it."""
-    blocks = list(_blocks(network))
-    for block in blocks:
-        block.forward = _recomputed(block.forward)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-def _blocks(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    containers = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)
-    for child in network.children():
-        if isinstance(child, containers):
-            yield from _blocks(child)
-        else:
-            yield child
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def on_copies(*args: Any, **kwargs: Any) -> Any:
-        # Some blocks add to their input in place; it must still be there for the second pass.
-        return forward(*map(_copied, args), **{k: _copied(v) for k, v in kwargs.items()})
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(on_copies, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    return run
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-@contextmanager
-def _changed_weights(patcher: Model, changes: Mapping[str, torch.nn.Module]) -> Iterator[None]:
-    """Pass weights through their changes in every forward, as the host does with its wrappers."""
-    before: list[tuple[torch.nn.Module, str, bool, list[Any]]] = []
-    try:
-        for key, change in changes.items():
-            path, name = key.rsplit(".", 1)
-            module = patcher.model.get_submodule(path)
-            functions = f"{name}_function"
-            present = getattr(module, functions)
-            before.append((module, functions, functions in vars(module), present))
-            stored = getattr(module, name).dtype
-            change.to(patcher.load_device)
-            setattr(module, functions, [*present, _AsStored(change, key, stored)])
-        yield
-    finally:
-        for module, functions, own, present in reversed(before):
-            if own:
-                setattr(module, functions, present)
-            else:
-                delattr(module, functions)
-
-
-class _AsStored:
-    """Applies a change as the host's sampler will have it: rounded to the stored number format.
-
-    Differences are added in float32 and rounded when the host patches the model. Training through
-    the same rounding (with the gradient passing straight through) is what makes the loss at the
-    end of training the loss of the returned MODEL.
-    """
-
-    def __init__(self, change: torch.nn.Module, key: str, stored: torch.dtype) -> None:
-        self.change, self.seed, self.stored = change, string_to_seed(key), stored
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        changed = self.change(weight.float())
-        if self.stored != torch.float32:
-            rounded = comfy.float.stochastic_rounding(
-                changed.detach().clone(), self.stored, seed=self.seed
-            )
-            changed = changed + (rounded.to(changed) - changed).detach()
-        return changed.to(weight.dtype)
-
-    def move_to(self, device: torch.device) -> int:
-        """The host moves its weight functions along with the model."""
-        self.change.to(device)
-        return 0

@@ -3,44 +3,65 @@
 from __future__ import annotations
 
 import torch
-from comfy.weight_adapter import adapter_maps
 from torch import Tensor
 
-from ...imagic_core.finetune import choose_changes
+from ...imagic_core.finetune import Difference, LowRank, choose_changes
+from ..errors import BadInputError
 from .sockets import Model
 
+Changes = dict[str, Difference | LowRank]
+"""State dict key of a weight or bias -> its change."""
 
-def patchable_weights(model: Model) -> dict[str, Tensor]:
-    """State dict key -> weight or bias, of the diffusion model's layers that the host can patch."""
+
+def layers(model: Model) -> dict[str, torch.nn.Module]:
+    """Path -> layer, of the diffusion model's layers whose weights the host can change."""
     return {
-        f"diffusion_model.{path}.{name}": tensor
-        for path, module in model.model.diffusion_model.named_modules()
-        if hasattr(module, "weight_function")
-        for name in ("weight", "bias")
-        if (tensor := getattr(module, name, None)) is not None
+        f"diffusion_model.{path}": layer
+        for path, layer in model.model.diffusion_model.named_modules()
+        if hasattr(layer, "weight_function")
     }
 
 
 def weight_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """State dict key -> shape, of ``patchable_weights``."""
-    return {key: tuple(weight.shape) for key, weight in patchable_weights(model).items()}
+    """State dict key -> shape, of all weights and biases of ``layers``."""
+    return {
+        f"{path}.{name}": tuple(tensor.shape)
+        for path, layer in layers(model).items()
+        for name in ("weight", "bias")
+        if (tensor := getattr(layer, name, None)) is not None
+    }
 
 
-def new_changes(
-    model: Model, method: str, rank: int, alpha: float, seed: int
-) -> dict[str, torch.nn.Module]:
-    """State dict key -> untrained change, of the weights that ``method`` moves.
+def new_changes(model: Model, method: str, rank: int, alpha: float, seed: int) -> Changes:
+    """The untrained changes of the weights that ``method`` moves.
 
     Raises:
+        BadInputError: a weight to be moved is quantised, so that no difference can be added to it.
         ValueError: see ``imagic_core.finetune.choose_changes``.
     """
-    weights = patchable_weights(model)
+    generator = torch.Generator().manual_seed(seed)
+    movable = layers(model)
+    with torch.inference_mode(False):
+        changes = choose_changes(
+            method, movable, lambda layer: LowRank(layer, rank, alpha, generator)
+        )
+    for key, change in changes.items():
+        layer, name = movable[key.rpartition(".")[0]], key.rpartition(".")[2]
+        if isinstance(change, Difference) and is_quantised(layer, getattr(layer, name)):
+            raise BadInputError(
+                f"'model' is quantised ({key} is a {kind(getattr(layer, name))}), which method "
+                f"{method!r} cannot move; choose method 'lora', or load the model in float32, "
+                "float16, bfloat16 or plain float8."
+            )
+    return changes
 
-    def low_rank(weight: Tensor) -> torch.nn.Module:
-        shape = torch.empty(weight.shape, dtype=torch.float32)
-        return adapter_maps["LoRA"].create_train(shape, rank=rank, alpha=alpha)
 
-    # The host's LoRA module starts from PyTorch's global generator, which is not ours to move.
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return choose_changes(method, weights, low_rank)
+def is_quantised(layer: torch.nn.Module, weight: Tensor) -> bool:
+    """Whether the numbers of a weight are not what the layer multiplies with."""
+    scaled = getattr(layer, "scale_weight", None) is not None and weight is layer.weight
+    return type(weight.data) is not Tensor or not weight.is_floating_point() or scaled
+
+
+def kind(weight: Tensor) -> str:
+    """What a weight is, for errors."""
+    return f"{type(weight.data).__name__} of {weight.dtype}"

@@ -1,7 +1,7 @@
 """Edits whose true result is known: Imagic against SDEdit and DDIB in the real host.
 
-    COMFYUI_PATH=... python tests/benchmarks/counterfactual.py --json OUT.json [--sheet OUT.png]
-                     [--edits N] [--part K/N | --merge PARTS] [--methods NAME ...] [--living]
+    python tests/benchmarks/counterfactual.py [--json OUT.json] [--sheet OUT.png] [--edits N]
+                     [--part K/N | --merge PARTS] [--methods NAME ...] [--living]
                      [--checkpoint FILE] [--world FILE.py]
 
 Imagic's eta and SDEdit's strength follow one rule for all pictures. SDEdit takes the lowest on the
@@ -16,30 +16,31 @@ A world is a Python file with `edits(count)` and `Judge`, as
 in tests/miniature/edits.py; a checkpoint other than the miniature needs its own world.
 """
 
-import argparse
 import dataclasses
-import importlib.util
 import itertools
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
-
-import numpy as np
-from PIL import Image
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-from machine.pack_in_host import load_pack  # noqa: E402
-from miniature import build, metrics  # noqa: E402
+from machine.environment import in_host
 
-from benchmarks import living  # noqa: E402
+if __name__ == "__main__":
+    in_host()
+
+import numpy as np
+import torch
+from machine import imagic, in_process
+from miniature import build, metrics
+from PIL import Image
+
+from benchmarks import command, living
 
 STEPS, SCHEDULER, SEEDS = 50, "normal", (11, 12, 13, 14)
 ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
@@ -52,65 +53,60 @@ PAPER_RATE = 8 * 5e-7
 
 
 class Host:
-    """A real ComfyUI in this process with a checkpoint and the pack."""
+    """A real ComfyUI in this process with the pack and a checkpoint."""
 
-    def __init__(self, comfyui: Path, checkpoint: Path, only_living: bool = False) -> None:
-        """Import the host, load the pack as the host does, and the checkpoint with its loader."""
-        self.pack = load_pack(comfyui)
-        import comfy.samplers
+    def __init__(
+        self, comfyui: Path, checkpoint: Path | None = None, only_living: bool = False
+    ) -> None:
+        """Start ComfyUI and load the checkpoint, the miniature where none is named."""
+        self.pack = imagic.start(comfyui)
         import folder_paths
-        import torch
 
-        import nodes
-
-        self.torch, self.samplers, self.nodes = torch, comfy.samplers, nodes
-        folder_paths.add_model_folder_path("checkpoints", str(checkpoint.parent))
-        self.model, self.clip, self.vae = self.node("CheckpointLoaderSimple").load_checkpoint(
-            checkpoint.name)
+        self.checkpoint = checkpoint or build.build(
+            Path(folder_paths.base_path) / "models" / "miniature.safetensors")
+        folder_paths.add_model_folder_path("checkpoints", str(self.checkpoint.parent))
+        self.model, self.clip, self.vae = self.pack.call(
+            "CheckpointLoaderSimple", self.checkpoint.name)
         if only_living:
-            living.install(self.model, checkpoint)
+            living.install(self.model, self.checkpoint)
         self.empty = self.say("")
         self.learned: tuple[Any, ...] = ()
 
-    def node(self, name: str) -> Any:
-        """A node of the host; V1 nodes as an instance, V3 nodes as their class."""
-        found = self.nodes.NODE_CLASS_MAPPINGS[name]
-        return found if hasattr(found, "define_schema") else found()
-
     def say(self, text: str) -> Any:
         """CONDITIONING of a sentence."""
-        return self.node("CLIPTextEncode").encode(self.clip, text)[0]
+        return self.pack.call("CLIPTextEncode", self.clip, text)[0]
 
     def encode(self, picture: np.ndarray) -> dict:
         """LATENT of a uint8 picture."""
-        pixels = self.torch.from_numpy(picture.astype(np.float32) / 255)[None]
-        return self.node("VAEEncode").encode(self.vae, pixels)[0]
+        pixels = torch.from_numpy(picture.astype(np.float32) / 255)[None]
+        return self.pack.call("VAEEncode", self.vae, pixels)[0]
 
     def decode(self, latent: dict) -> np.ndarray:
         """The uint8 picture of a LATENT."""
-        pixels = self.node("VAEDecode").decode(self.vae, latent)[0][0]
+        pixels = self.pack.call("VAEDecode", self.vae, latent)[0][0]
         return (pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
     def sample(self, model: Any, positive: Any, latent: dict, sampler: str, cfg: float,
                seed: int, denoise: float = 1.0) -> np.ndarray:
         """KSampler with the benchmark's fixed steps and schedule, decoded."""
-        (out,) = self.nodes.common_ksampler(
-            model, seed, STEPS, cfg, sampler, SCHEDULER, positive, self.empty, latent,
-            denoise=denoise)
-        return self.decode(out)
+        return self.decode(self.pack.call(
+            "KSampler", model, seed, STEPS, cfg, sampler, SCHEDULER, positive, self.empty, latent,
+            denoise)[0])
 
     def flow(self, model: Any, positive: Any, latent: dict, cfg: float, sampler: str,
              backwards: bool = False) -> dict:
         """The probability flow from noise to picture, or backwards."""
+        import comfy.samplers
+
         sampling = model.get_model_object("model_sampling")
-        sigmas = self.samplers.calculate_sigmas(sampling, SCHEDULER, STEPS)
+        sigmas = comfy.samplers.calculate_sigmas(sampling, SCHEDULER, STEPS)
         if backwards:
             sigmas = sigmas.flip(0)
             sigmas[0] = 1e-4  # samplers divide by sigma
         x = latent["samples"]
-        out = self.samplers.sample(
-            model, self.torch.zeros_like(x), positive, self.empty, cfg, model.load_device,
-            self.samplers.sampler_object(sampler), sigmas, {}, latent_image=x, disable_pbar=True)
+        out = comfy.samplers.sample(
+            model, torch.zeros_like(x), positive, self.empty, cfg, model.load_device,
+            comfy.samplers.sampler_object(sampler), sigmas, {}, latent_image=x, disable_pbar=True)
         return {"samples": out.cpu()}
 
 
@@ -119,40 +115,38 @@ Drawn = dict[int, Grid]
 """For each seed, the pictures of all settings."""
 
 
-def learn(host: Host, edit: Any, **inputs: Any) -> tuple[Any, Any]:
-    """Stages A and B with the nodes' defaults but for B's rate and `inputs`: e_opt and the model.
+def learn(host: Host, edit: Any, paper: bool = False) -> tuple[Any, Any]:
+    """Stages A and B by the nodes' defaults or by the paper's recipe, but for B's rate.
 
-    The last ones are kept, for methods that only draw in another way.
+    Returns e_opt and the model. The last ones are kept, for methods that only draw in another way.
     """
-    key = (edit.name, inputs)
+    key, pack = (edit.name, paper), host.pack
     if host.learned[:1] == (key,):
         return host.learned[1:]
     image, target = host.encode(edit.source), host.say(edit.target_text)
-    defaults = {
-        stage: {i.id: i.default for i in host.node(stage).define_schema().inputs
-                if getattr(i, "default", None) is not None}
-        for stage in ("ImagicOptimizeEmbedding", "ImagicFinetuneModel")
-    }
-    optimize = host.node("ImagicOptimizeEmbedding").execute
-    optimized = optimize(model=host.model, target=target, image=image,
-                         **{**defaults["ImagicOptimizeEmbedding"], **inputs}).args[0]
-    tune = host.node("ImagicFinetuneModel").execute
-    rate = {"learning_rate": build.LORA_RATE}
-    model = tune(model=host.model, optimized=optimized, image=image,
-                 **{**defaults["ImagicFinetuneModel"], **rate, **inputs}).args[0]
+    inputs = pack.defaults("ImagicOptimizeEmbedding") | ({"recipe": "paper"} if paper else {})
+    optimized, _ = pack.optimize(host.model, target, image, **inputs)
+    wires = host.model, optimized, image
+    if paper:
+        recipe = pack.core.finetune
+        settings = dataclasses.replace(recipe.PAPER, learning_rate=PAPER_RATE)
+        model, _ = pack.finetune_by(settings, recipe.PAPER_METHOD, wires)
+    else:
+        inputs = pack.defaults("ImagicFinetuneModel") | {"learning_rate": build.LORA_RATE}
+        model, *_ = pack.finetune(*wires, **inputs)
     host.learned = key, optimized, model
     return optimized, model
 
 
 def mixes(host: Host, edit: Any, optimized: Any) -> dict[float, Any]:
     """Stage C: the conditioning of each eta."""
-    blend, target = host.node("ImagicInterpolateConditioning").execute, host.say(edit.target_text)
-    return {eta: blend(target=target, optimized=optimized, eta=eta).args[0] for eta in ETAS}
+    target = host.say(edit.target_text)
+    return {eta: host.pack.interpolate(target, optimized, eta)[0] for eta in ETAS}
 
 
-def imagic(host: Host, edit: Any, **inputs: Any) -> Drawn:
+def imagic_seeded(host: Host, edit: Any, paper: bool = False) -> Drawn:
     """All stages, and KSampler from the seed's noise."""
-    optimized, model = learn(host, edit, **inputs)
+    optimized, model = learn(host, edit, paper)
     image, mixed = host.encode(edit.source), mixes(host, edit, optimized)
     return {
         seed: {eta: host.sample(model, e, image, *IMAGIC, seed) for eta, e in mixed.items()}
@@ -169,17 +163,6 @@ def imagic_inverted(host: Host, edit: Any) -> Drawn:
         eta: host.decode(host.flow(model, e, noise, INVERTED_GUIDANCE, "euler"))
         for eta, e in mixes(host, edit, optimized).items()
     })
-
-
-def imagic_paper(host: Host, edit: Any) -> Drawn:
-    """The paper's recipe to the letter, but for B's rate."""
-    stage = sys.modules[host.node("ImagicFinetuneModel").__module__]
-    before = stage.PAPER
-    stage.PAPER = dataclasses.replace(before, learning_rate=PAPER_RATE)
-    try:
-        return imagic(host, edit, recipe="paper")
-    finally:
-        stage.PAPER = before
 
 
 def sdedit(host: Host, edit: Any) -> Drawn:
@@ -217,9 +200,9 @@ METHODS = {
     "nothing done": Method(lambda host, edit: seedless({0.0: edit.source})),
     "ceiling": Method(
         lambda host, edit: seedless({0.0: host.decode(host.encode(edit.truth))})),
-    "imagic": Method(imagic, DEFAULT_ETA, take=1),
+    "imagic": Method(imagic_seeded, DEFAULT_ETA, take=1),
     "imagic, inverted": Method(imagic_inverted, DEFAULT_ETA, take=1),
-    "imagic, paper": Method(imagic_paper, DEFAULT_ETA, take=1),
+    "imagic, paper": Method(partial(imagic_seeded, paper=True), DEFAULT_ETA, take=1),
     "sdedit": Method(sdedit, DEFAULT_STRENGTH),
     "ddib": Method(ddib),
 }
@@ -281,21 +264,10 @@ def _show(rows: dict[str, dict]) -> None:
         print(" | ".join([name.ljust(width), *cells]))
 
 
-def module_from(path: Path) -> ModuleType:
-    """Import a world from a file."""
-    spec = importlib.util.spec_from_file_location("benchmark_world", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"not a Python file: {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(host: Host, edit: Any, method: str, judge: Any) -> tuple[list[dict], list[np.ndarray]]:
     """One edit by one method: its figures for each seed, and the first's pictures for the sheet."""
     started = time.monotonic()
-    with host.torch.inference_mode():
+    with torch.inference_mode():
         drawn = METHODS[method].make(host, edit)
     seconds = round(time.monotonic() - started, 1)
     # the same grid for every seed, where there is no chance in it
@@ -329,9 +301,10 @@ def score(
 
 def write(path: Path, results: dict[str, list[dict]], network: str) -> None:
     """The table and all that it is made of."""
-    path.write_text(json.dumps(
-        {"methods": table(results), "best_of_seeds": table(best(results)), "edits": results,
-         "network": network}, indent=1) + "\n")
+    command.write(path, {
+        "methods": table(results), "best_of_seeds": table(best(results)), "edits": results,
+        "network": network,
+    })
 
 
 def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
@@ -347,10 +320,9 @@ def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
 
 def main() -> None:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = command.parser(__doc__, "counterfactual")
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--edits", type=int, default=60)
+    parser.add_argument("--edits", type=int, default=36)
     parser.add_argument("--part", default="1/1", help="K/N: every N-th edit from the K-th")
     parser.add_argument("--merge", type=Path, nargs="*", help="instead: put the JSON of parts"
                         " together")
@@ -359,22 +331,17 @@ def main() -> None:
                         help="the miniature's living channels alone: eight times as fast")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--world", type=Path, default=TESTS / "miniature" / "edits.py")
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
     if arguments.merge:
-        results, network = merge(arguments.merge)
-        write(arguments.json, results, network)
-        show(results)
+        merged, network = merge(arguments.merge)
+        write(arguments.json, merged, network)
+        show(merged)
         return
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
     if arguments.living and arguments.checkpoint:
         parser.error("--living knows the miniature's own checkpoint only")
-    world = module_from(arguments.world)
-    checkpoint = arguments.checkpoint or build.build(
-        Path(tempfile.mkdtemp()) / "miniature.safetensors")
-    host, judge = Host(arguments.comfyui, checkpoint, arguments.living), world.Judge()
-    network = f"{checkpoint.name}{', living channels' if arguments.living else ''}"
+    world = in_process.import_file("benchmark_world", arguments.world)
+    host, judge = Host(command.comfyui(), arguments.checkpoint, arguments.living), world.Judge()
+    network = f"{host.checkpoint.name}{', living channels' if arguments.living else ''}"
 
     results: dict[str, list[dict]] = {name: [] for name in arguments.methods}
     sheet = []
@@ -392,6 +359,7 @@ def main() -> None:
         if arguments.sheet:
             Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
     show(results)
+    print(f"each edit's figures: {arguments.json.absolute()}")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,9 @@ class Living(UNet):
                 module.__class__ = hosts
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor,
-                **_unused: object) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor, **_unused: object
+    ) -> torch.Tensor:
         """[B, 4, H, W], [B] and [B, 77, 768] to the noise [B, 4, H, W]."""
         x = x.contiguous(memory_format=torch.channels_last)
         return super().forward(x, timesteps, context[..., : self.shape.text])

@@ -1,7 +1,7 @@
 """Does the miniature draw what the sentence says, and is it more than a memory?
 
-    COMFYUI_PATH=... python tests/benchmarks/samples.py --json OUT.json [--sheet OUT.png]
-                     [--count N] [--training N] [--living]
+    python tests/benchmarks/samples.py [--json OUT.json] [--sheet OUT.png] [--count N]
+                     [--training N] [--living]
 
 Draws through the real host's KSampler and has the reader look. Then looks for each sample's
 nearest picture, once among those of the training and once among as many of the same kind that the
@@ -10,23 +10,27 @@ not in either just as often and as near. The same for renders that it has never 
 the training split's colours and held-out ones, which have colours of their own.
 """
 
-import argparse
 import itertools
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from machine.environment import in_host
+
+if __name__ == "__main__":
+    in_host()
+
 import numpy as np
+import torch
+from miniature import metrics, reader, train, world
+from miniature.captions import caption
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from miniature import build, metrics, reader, train, world  # noqa: E402
-from miniature.captions import caption  # noqa: E402
-
-from benchmarks.counterfactual import Host  # noqa: E402
+from benchmarks import command
+from benchmarks.counterfactual import Host
 
 STEPS, GUIDANCE, BATCH = 25, 3.0, 16
 KINDS = ("pose", "place", "accessory")
@@ -34,9 +38,9 @@ KINDS = ("pose", "place", "accessory")
 
 def draw(host: Host, wanted: world.Attributes, seed: int, count: int) -> list[np.ndarray]:
     """`count` pictures of one sentence."""
-    nothing = {"samples": host.torch.zeros(count, 4, 16, 16)}
-    (out,) = host.nodes.common_ksampler(
-        host.model, seed, STEPS, GUIDANCE, "ddim", "normal", host.say(caption(wanted)),
+    nothing = {"samples": torch.zeros(count, 4, 16, 16)}
+    (out,) = host.pack.call(
+        "KSampler", host.model, seed, STEPS, GUIDANCE, "ddim", "normal", host.say(caption(wanted)),
         host.empty, nothing)
     return [host.decode({"samples": z[None]}) for z in out["samples"]]
 
@@ -61,20 +65,15 @@ def compare(shown: np.ndarray, trained: np.ndarray, unseen: np.ndarray) -> dict[
 
 def main() -> None:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = command.parser(__doc__, "samples")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--count", type=int, default=512)
     parser.add_argument("--training", type=int, default=8192,
                         help="training pictures to look for copies in")
     parser.add_argument("--living", action="store_true",
                         help="the living channels alone: eight times as fast")
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
-    host = Host(arguments.comfyui,
-                build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors"), arguments.living)
+    host = Host(command.comfyui(), only_living=arguments.living)
 
     cells = [world.Attributes(*c) for c in
              itertools.product(world.POSES, world.PLACES, world.ACCESSORIES)]
@@ -109,7 +108,7 @@ def main() -> None:
         "nearest": {name: compare(shown, trained, unseen) for name, shown in
                     (("samples", pictures), ("new", new), ("held out", coded))},
     }
-    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    command.write(arguments.json, figures)
     print(json.dumps(figures, indent=1))
     if arguments.sheet:
         side = 8

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from miniature import edits, world
 
 from benchmarks import counterfactual, samples
+from imagic_core import finetune
 
 REACHED = {0.9: True, 0.3: False, 0.7: True, 0.5: True}
 
@@ -86,8 +86,7 @@ def test_every_seed_of_an_edit_is_judged_by_its_own_pictures(monkeypatch):
     right, wrong = {0.0: edit.truth}, {0.0: edit.source}
     method = counterfactual.Method(lambda host, edit: {5: right, 6: wrong})
     monkeypatch.setitem(counterfactual.METHODS, "made up", method)
-    host = SimpleNamespace(torch=torch)
-    found, shown = counterfactual.run(host, edit, "made up", edits.Judge())
+    found, shown = counterfactual.run(None, edit, "made up", edits.Judge())
     assert [(f["seed"], f["reached"]) for f in found] == [(5, True), (6, False)]
     assert found[0]["psnr"] > 90 > found[1]["psnr"]
     assert shown[0] is edit.truth
@@ -104,28 +103,38 @@ def test_of_an_edits_seeds_the_one_is_taken_that_reaches_it_and_is_most_like_the
 
 
 class Learning:
-    """Stands in for a training node: says which edit and recipe it was asked for."""
+    """Stands in for the pack: counts the trainings, and says of which photograph and recipe."""
 
+    core = SimpleNamespace(finetune=finetune)
     calls = 0
 
-    @classmethod
-    def define_schema(cls):
-        return SimpleNamespace(inputs=[SimpleNamespace(id="recipe", default="as set")])
+    def defaults(self, stage):
+        return {"recipe": "as set"}
 
-    @classmethod
-    def execute(cls, image, recipe, **wired):
-        cls.calls += 1
-        return SimpleNamespace(args=[f"{image} {recipe}"])
+    def optimize(self, model, target, image, recipe):
+        self.calls += 1
+        return f"{image} {recipe}", None
+
+    def finetune(self, model, optimized, image, **inputs):
+        self.calls += 1
+        return f"{optimized} B", None, None
+
+    def finetune_by(self, settings, method, wires):
+        self.calls += 1
+        return f"{wires[1]} B at {settings.learning_rate} {method}", None
 
 
 def test_what_was_learned_serves_again_but_no_other_edit_and_no_other_recipe():
-    host = SimpleNamespace(learned=(), model=None, node=lambda stage: Learning, say=str, encode=str)
+    pack = Learning()
+    host = SimpleNamespace(learned=(), model=None, pack=pack, say=str, encode=str)
     one, two = (SimpleNamespace(name=n, source=n, target_text="") for n in ("one", "two"))
-    Learning.calls = 0
-    asked = [(one, {}), (one, {}), (one, {"recipe": "paper"}), (two, {"recipe": "paper"})]
-    found = [counterfactual.learn(host, edit, **inputs) for edit, inputs in asked]
-    assert [model for _, model in found] == ["one as set", "one as set", "one paper", "two paper"]
-    assert Learning.calls == 2 * 3, "two stages, each of three different ones once"
+    asked = [(one, False), (one, False), (one, True), (two, True)]
+    found = [counterfactual.learn(host, edit, paper) for edit, paper in asked]
+    assert [e for e, _ in found] == ["one as set", "one as set", "one paper", "two paper"]
+    assert [model for _, model in found] == [
+        "one as set B", "one as set B", "one paper B at 4e-06 full", "two paper B at 4e-06 full"
+    ]
+    assert pack.calls == 2 * 3, "two stages, each of three different ones once"
 
 
 def world_of_noise(seed, count):

@@ -1,6 +1,6 @@
 """What it saves to draw each step's timesteps one from each equal part of the schedule.
 
-    COMFYUI_PATH=... python tests/benchmarks/timesteps.py --json OUT.json [--draws N]
+    python tests/benchmarks/timesteps.py [--json OUT.json] [--draws N]
 
 The variance of a step's loss and gradient over its draws of (t, eps), stratified over independent,
 at the start of stages A and B on a held-out animal of the miniature: 1 saves nothing, 0.5 is as
@@ -8,22 +8,25 @@ good as twice the batch. Gradients are by the embedding (A) and by a LoRA of all
 variance is the trace of the covariance. The living channels of the network alone: see `living`.
 """
 
-import argparse
-import importlib
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from machine.environment import in_host
+
+if __name__ == "__main__":
+    in_host()
 
 import torch
+from miniature import edits
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from miniature import build  # noqa: E402
-
-from benchmarks.counterfactual import TESTS, Host, module_from  # noqa: E402
+from benchmarks import command
+from benchmarks.counterfactual import Host
 
 BATCHES = (2, 4, 8)
 
@@ -33,7 +36,8 @@ class Moments:
 
     def __init__(self, parts: int) -> None:
         """Of no vectors yet."""
-        self.count, self.square, self.sum = [0] * parts, [0.0] * parts, [0.0] * parts
+        self.count, self.square = [0] * parts, [0.0] * parts
+        self.sum: list[Any] = [0.0] * parts
 
     def add(self, part: int, vector: Tensor) -> None:
         """Count a vector in."""
@@ -59,35 +63,26 @@ class Moments:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, required=True)
+    parser = command.parser(__doc__, "timesteps")
     parser.add_argument("--draws", type=int, default=256)
     parser.add_argument("--edit", type=int, default=0)
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     arguments = parser.parse_args()
-    if arguments.comfyui is None:
-        parser.error("name a ComfyUI with --comfyui or COMFYUI_PATH")
-    checkpoint = build.build(Path(tempfile.mkdtemp()) / "miniature.safetensors")
-    host = Host(arguments.comfyui, checkpoint, only_living=True)
-    inside = importlib.import_module(f"{host.pack.__name__}.nodes.comfy_host")
-    core = importlib.import_module(f"{host.pack.__name__}.imagic_core.objective")
-    edit = module_from(TESTS / "miniature" / "edits.py").edits(arguments.edit + 1)[arguments.edit]
-
-    text = inside.read_sentence("text", host.say(edit.target_text))
-    image = inside.read_photographs(host.model, host.encode(edit.source))
-    changes = inside.new_changes(host.model, "lora", 16, 16.0, 0)
+    host = Host(command.comfyui(), only_living=True)
+    edit = edits.edits(arguments.edit + 1)[arguments.edit]
+    pack, text, image = host.pack, host.say(edit.target_text), host.encode(edit.source)
     parts = max(BATCHES)
     moments = {name: Moments(parts) for name in ("loss", "gradient A", "gradient B")}
-    with inside.trainable(host.model, image, text, changes) as (denoiser, image):
-        embedding = core.Embedding(*(t.clone().requires_grad_() for t in text.embedding.tensors()))
-        trained = [p for c in changes.values() for p in c.parameters() if p.requires_grad]
+    with pack.session(host.model, text, image, "lora") as session:
+        embedding = [t.clone().requires_grad_() for t in session.embedding.tensors()]
+        changes = session.changes.values()
+        trained = [p for change in changes for p in change.parameters() if p.requires_grad]
         generator = torch.Generator().manual_seed(0)
         for _ in range(arguments.draws // parts):
-            draws = core.draw(denoiser.sigmas, image, parts, generator, stratified=True)
+            draws = pack.draws(session, parts, generator, stratified=True)
             for part, one in enumerate(draws.split(1)):
-                loss, _ = core.reconstruction_loss(denoiser, image, embedding, one)
+                loss = pack.losses(session, embedding, one)
                 gradients = torch.autograd.grad(
-                    loss.mean(), [embedding.tokens, *trained], allow_unused=True
+                    loss.mean(), [embedding[0], *trained], allow_unused=True
                 )
                 of_a, *of_b = (g.flatten() for g in gradients if g is not None)
                 moments["loss"].add(part, loss.detach().double())
@@ -96,7 +91,7 @@ def main() -> None:
     found = {name: {b: round(m.ratio(b), 3) for b in BATCHES} for name, m in moments.items()}
     print(json.dumps(found, indent=1))
     about = {"draws": arguments.draws, "edit": edit.name, "sentence": edit.target_text}
-    arguments.json.write_text(json.dumps({"variance ratio by batch": found, **about}) + "\n")
+    command.write(arguments.json, {"variance ratio by batch": found, **about})
 
 
 if __name__ == "__main__":

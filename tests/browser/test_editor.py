@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 from examples.prompts import file_of
+from examples.workflows import BLUEPRINTS
+from playwright.sync_api import TimeoutError
+from talk.client import Client
 from talk.editor import Editor
 
 STAGES = ("ImagicOptimizeEmbedding", "ImagicFinetuneModel", "ImagicInterpolateConditioning")
@@ -42,6 +46,95 @@ def test_node_library_lists_our_nodes_under_imagic(editor: Editor) -> None:
     for name in ("Imagic Optimize Embedding", "Imagic Fine-tune Model"):
         page.get_by_text(name, exact=True).first.wait_for()
     editor.evaluate(toggle)
+
+
+def found(editor: Editor, words: str) -> list[str]:
+    """What the search box lists for ``words``, best first."""
+    page = editor.page
+    box = page.get_by_role("combobox").or_(page.get_by_placeholder("Search nodes")).last
+    # Only an empty canvas that is done opening takes the double click.
+    for _ in range(20):
+        page.mouse.dblclick(1000, 600)
+        with contextlib.suppress(TimeoutError):
+            box.wait_for(timeout=2_000)
+            break
+    box.fill(words)
+    page.wait_for_timeout(1_000)
+    listed = [text.split("\n")[0] for text in page.get_by_role("option").all_inner_texts()]
+    page.keyboard.press("Escape")
+    box.wait_for(state="hidden")
+    return listed
+
+
+def test_search_for_imagic_lists_the_three_stages_first(editor: Editor) -> None:
+    titles = editor.evaluate(
+        "(names) => names.map((name) => LiteGraph.registered_node_types[name].title)", STAGES
+    )
+    listed = found(editor, "imagic")
+    assert listed[:3] == titles and len(listed) >= 10
+
+
+def test_search_finds_the_stages_by_what_they_do(editor: Editor, client: Client) -> None:
+    known = client.get("/object_info")
+    if "search_aliases" not in known["KSampler"]:
+        pytest.skip("this host searches names alone")
+    titles = [known[name]["display_name"] for name in STAGES]
+    for words in (
+        "edit photo", "edit image by text", "image editing", "dreambooth", "text embedding",
+        "照片", "사진",
+    ):  # fmt: skip
+        # A blueprint is found by its name alone.
+        listed = [title for title in found(editor, words) if title not in BLUEPRINTS]
+        assert listed[:3] == titles, words
+    # here the host's own trainers are better known
+    assert set(found(editor, "train")) >= set(titles)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("ImagicOptimizeEmbedding", ["steps", "learning_rate"]),
+        ("ImagicFinetuneModel", ["method", "steps", "learning_rate"]),
+    ],
+)
+def test_a_new_training_node_shows_what_a_newcomer_needs(
+    editor: Editor, name: str, shown: list[str]
+) -> None:
+    (visible, small), (all_of_them, large) = editor.evaluate(
+        """(name) => {
+            app.graph.clear()
+            const node = LiteGraph.createNode(name)
+            app.graph.add(node)
+            const seen = () => [
+                node.widgets.filter((w) => node.isWidgetVisible(w)).map((w) => w.name),
+                node.computeSize()[1],
+            ]
+            const usual = seen()
+            node.toggleAdvanced()
+            return [usual, seen()]
+        }""",
+        name,
+    )
+    assert visible == shown and small < large
+    assert {"seed", "recipe", "batch_size", "training_dtype", "save_memory"} <= set(all_of_them)
+
+
+def test_the_first_run_of_the_example_of_a_saved_edit_says_what_to_do(editor: Editor) -> None:
+    editor.drop(file_of("imagic_reuse"))
+    editor.set(editor.find("ImagicLoadEdit"), "edit", "imagic/nobody's.safetensors [output]")
+    with pytest.raises(AssertionError) as heard:
+        editor.run()
+    said = "Imagic Load Edit: 'edit' names \"imagic/nobody's.safetensors [output]\", which is not"
+    assert str(heard.value).startswith(said)
+    # Newer hosts show it behind one more click, older ones at once.
+    page = editor.page
+    details = page.get_by_role("button", name="View details")
+    shown = page.get_by_text("which is not among the")
+    details.or_(shown).first.wait_for()
+    if details.count():
+        details.first.click()
+    shown.first.wait_for()
+    page.keyboard.press("Escape")
 
 
 def test_our_nodes_have_help(editor: Editor) -> None:
@@ -104,3 +197,14 @@ def test_choosing_a_method_sets_what_suits_it_and_keeps_what_the_user_set(editor
         assert editor.evaluate(choose, [node, method]) == expected, method
     editor.set(node, "learning_rate", 0.00123)
     assert editor.evaluate(choose, [node, "lora"])[1] == 0.00123
+
+
+def test_the_name_of_an_edit_has_its_date_and_widgets_replaced(editor: Editor) -> None:
+    editor.drop(file_of("imagic_eta_sheet"))
+    saver = editor.find("ImagicSaveEdit")
+    editor.set(saver, "filename_prefix", "%date:yyyy-MM-dd%/%ImagicFinetuneModel.method%_%year%")
+    sent = editor.prompt()[str(saver)]["inputs"]["filename_prefix"]
+    today = editor.evaluate("() => new Date().toLocaleDateString('sv')")
+    # What the server replaces stays for the server.
+    assert sent == f"{today}/lora_%year%"
+    assert editor.widget(saver, "filename_prefix").startswith("%date:")

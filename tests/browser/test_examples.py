@@ -11,7 +11,8 @@ from examples.prompts import FOLDER, QUICK, file_of, models_of, saved_pictures
 from examples.workflows import TITLES, WORKFLOWS
 from machine.host_process import Server
 from PIL import Image
-from talk.client import Client, Prompt
+from talk.api import Prompt
+from talk.client import Client
 from talk.editor import Editor
 from talk.workflow import to_prompt
 

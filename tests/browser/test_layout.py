@@ -19,12 +19,14 @@ BOXES = """() => {
         const drawn = element?.getBoundingClientRect()
         const [x, y] = node.pos
         const box = drawn
-            ? [drawn.left, drawn.top, drawn.right, drawn.bottom].map((place) => place / scale)
+            ? [drawn.left, drawn.top, drawn.right, drawn.bottom].map((at) => at / scale)
             : [x, y - LiteGraph.NODE_TITLE_HEIGHT, x + node.size[0], y + node.size[1]]
         return { title: `${node.title} (${node.id})`, vue: !!drawn, box }
     })
 }"""
-NOTES = """() => app.graph._nodes.filter((one) => one.type === 'MarkdownNote').map((one) => one.id)"""
+NOTES = (
+    """() => app.graph._nodes.filter((one) => one.type === 'MarkdownNote').map((one) => one.id)"""
+)
 # A canvas shows the text of a note only while it is in view.
 LOOK_AT = """(id) => {
     const [x, y] = app.graph.getNodeById(id).pos

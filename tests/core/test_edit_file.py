@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from imagic_core import edit_file
 from imagic_core.edit import Edit, Sentence
-from imagic_core.edit_file import EditFileError
+from imagic_core.edit_file import EditFileError, LaterVersionError
 from imagic_core.objective import Embedding
 
 LAYER = "diffusion_model.block"
@@ -156,11 +156,60 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         edit_file.read(path)
 
 
-def test_another_version_is_refused(file):
+@pytest.mark.parametrize("version", ["3", "10", "0", "", "1.5", "²", "9" * 5000])
+def test_another_version_is_refused_and_a_later_one_called_so(file, version):
     tensors, metadata = content(file)
-    save_file(tensors, file, metadata | {"version": "2"})
-    with pytest.raises(EditFileError, match="version '2', this pack reads '1'"):
+    save_file(tensors, file, metadata | {"version": version})
+    with pytest.raises(EditFileError, match="this pack reads 1 and 2") as refused:
         edit_file.read(file)
+    assert isinstance(refused.value, LaterVersionError) == (version in ("3", "10"))
+    assert ("older than the file" in str(refused.value)) == (version in ("3", "10"))
+
+
+def test_sentences_of_different_lengths_are_kept(tmp_path, edit):
+    shorter = replace(edit.target, embedding=Embedding(torch.randn(1, 3, 8), torch.randn(1, 8)))
+    edit_file.write(tmp_path / "edit", replace(edit, target=shorter))
+    read = edit_file.read(tmp_path / "edit")
+    assert torch.equal(read.target.embedding.tokens, shorter.embedding.tokens)
+
+
+@pytest.fixture
+def wide(edit):
+    """An edit of a sentence that three text encoders have read."""
+
+    def more(sentence):
+        embedding = replace(sentence.embedding, more={"conditioning_x": torch.randn(1, 2, 5, 4)})
+        return sentence.with_embedding(embedding)
+
+    return replace(edit, target=more(edit.target), optimized=more(edit.optimized))
+
+
+def test_text_of_further_encoders_is_kept_in_version_2(tmp_path, file, edit, wide):
+    path = tmp_path / "wide.safetensors"
+    edit_file.write(path, wide)
+    assert_same(edit_file.read(path), wide)
+    assert "conditioning_x" in edit_file.read(path).target.embedding.more
+    assert content(path)[1]["version"] == "2"
+    # What older packs can read says so.
+    assert content(file)[1]["version"] == "1"
+    assert_same(edit_file.read(file), edit)
+
+
+@pytest.mark.parametrize("tampered", ["missing", "shape", "twice"])
+def test_text_of_further_encoders_is_checked(tmp_path, wide, tampered):
+    path = tmp_path / "wide.safetensors"
+    if tampered == "twice":
+        options = wide.target.options | {"conditioning_x": 1.0}
+        wide = replace(wide, target=replace(wide.target, options=options))
+    edit_file.write(path, wide)
+    tensors, metadata = content(path)
+    if tampered == "missing":
+        del tensors["target.text.conditioning_x"]
+    if tampered == "shape":
+        tensors["target.text.conditioning_x"] = torch.zeros(1, 3, 5, 4)
+    save_file(tensors, path, metadata)
+    with pytest.raises(EditFileError, match="a second time" if tampered == "twice" else "of shape"):
+        edit_file.read(path)
 
 
 def put(name, tensor):
@@ -172,7 +221,7 @@ TAMPERED = {
     "lacks 'target.option": lambda t: t.pop(next(k for k in t if k.startswith("target.option"))),
     "lacks the weights": lambda t: [t.pop(k) for k in list(t) if k.startswith("weights.")],
     "pooled of shape None in target": lambda t: t.pop("target.pooled"),
-    r"tokens of shape \(1, 9, 8\) in target": put("target.tokens", torch.zeros(1, 9, 8)),
+    r"tokens of shape \(1, 5, 9\) in target": put("target.tokens", torch.zeros(1, 5, 9)),
     "number format I32": put("optimized.tokens", torch.zeros(1, 5, 8, dtype=torch.int32)),
     "number format F64": put("weights.x.diff", torch.zeros(2, dtype=torch.float64)),
     "NaN or infinity in 'target.tokens'": put("target.tokens", torch.full((1, 5, 8), torch.nan)),

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from losses import mean_loss
 
+from core.losses import mean_loss
 from core.toy import ToyDenoiser, photograph, sentence
 from imagic_core import objective
 from imagic_core.embedding import optimize_embedding
@@ -45,7 +45,7 @@ class Weighted(ToyDenoiser):
 
 
 def gain_changes():
-    return choose_changes("full", {"gain.weight": ToyDenoiser().gain}, Difference)
+    return {"gain.weight": Difference(ToyDenoiser().gain)}
 
 
 def test_stage_a_lowers_the_loss_and_leaves_the_target_alone() -> None:
@@ -200,25 +200,25 @@ def test_a_loss_that_is_no_number_is_an_error() -> None:
         finetune_model(Weighted(changes), photograph(), sentence(), changes, settings, ignore)
 
 
-WEIGHTS = {
-    "in.weight": torch.zeros(4, 3, 2, 2),
-    "in.bias": torch.zeros(4),
-    "block.attn1.to_q.weight": torch.zeros(4, 4),
-    "block.attn1.to_q.bias": torch.zeros(4),
-    "block.norm.weight": torch.zeros(4),
+LAYERS = {
+    "in": torch.nn.Conv2d(3, 4, 2),
+    "block.attn1.to_q": torch.nn.Linear(4, 4),
+    "block.norm": torch.nn.LayerNorm(4, bias=False),
 }
 
 
 @pytest.mark.parametrize(
     ("method", "moved"),
     [
-        ("full", set(WEIGHTS)),
-        ("attention", {"block.attn1.to_q.weight", "block.attn1.to_q.bias"}),
-        ("lora", {"in.weight", "block.attn1.to_q.weight"}),
+        ("full", {"in.weight", "in.bias", "block.norm.weight"}),
+        ("attention", set()),
+        ("lora", {"in.weight"}),
     ],
 )
 def test_methods_move_what_they_say(method: str, moved: set[str]) -> None:
-    changes = choose_changes(method, WEIGHTS, lambda w: torch.nn.Identity())
+    changes = choose_changes(method, LAYERS, lambda layer: torch.nn.Identity())
+    attention = {"block.attn1.to_q.weight", "block.attn1.to_q.bias"}
+    moved = moved | (attention - {"block.attn1.to_q.bias"} if method == "lora" else attention)
     assert set(changes) == moved
     low_rank = {name for name, c in changes.items() if isinstance(c, torch.nn.Identity)}
     assert low_rank == (moved if method == "lora" else set())
@@ -226,9 +226,9 @@ def test_methods_move_what_they_say(method: str, moved: set[str]) -> None:
 
 def test_unknown_method_and_nothing_to_move_are_errors() -> None:
     with pytest.raises(ValueError, match="unknown method 'half'.*lora, attention, full"):
-        choose_changes("half", WEIGHTS, Difference)
+        choose_changes("half", LAYERS, torch.nn.Identity)
     with pytest.raises(ValueError, match="no weights that method 'attention'"):
-        choose_changes("attention", {"in.weight": WEIGHTS["in.weight"]}, Difference)
+        choose_changes("attention", {"in": LAYERS["in"]}, torch.nn.Identity)
 
 
 @pytest.mark.parametrize("eta", [-0.5, 0.0, 0.3, 0.7, 1.0, 1.5])
@@ -256,6 +256,17 @@ def test_projection_keeps_identity_and_edit_apart() -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept.tensors(), optimized.tensors(), strict=True))
     with pytest.raises(ValueError, match="shape"):
         project(sentence(True), sentence(False), 1.0, 1.0)
+
+
+def test_text_of_further_encoders_is_interpolated_by_name() -> None:
+    def wide(**more: torch.Tensor) -> Embedding:
+        return Embedding(torch.zeros(1, 6, 4), None, more)
+
+    one, two = torch.ones(1, 3, 2), torch.full((1, 2, 2), 3.0)
+    e = interpolate(wide(a=one, b=two), wide(b=0 * two, a=0 * one), 0.25)
+    assert torch.equal(e.more["a"], one / 4) and torch.equal(e.more["b"], two / 4)
+    with pytest.raises(ValueError, match="'b'"):
+        interpolate(wide(a=one), wide(a=one, b=two), 0.5)
 
 
 def test_interpolation_needs_equal_shapes() -> None:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from machine.environment import REPOSITORY
+
 NAMESPACE = uuid.UUID("7d2b4a0e-9f0c-4c59-8a53-4f2d5b8f6a11")
+
+
+def _stated(key: str) -> str:
+    text = (REPOSITORY / "pyproject.toml").read_text("utf-8")
+    found = re.search(rf'^{key} = "(?:>=)?(.+)"', text, re.MULTILINE)
+    assert found, f"pyproject.toml states no {key}"
+    return found[1]
+
+
+PACKS = {
+    "ours": {"cnr_id": _stated("name"), "ver": _stated("version")},
+    "core": {"cnr_id": "comfy-core", "ver": _stated("requires-comfyui")},
+}
+"""Where the manager finds a node that is missing, as a property of each node."""
 
 
 @dataclass(frozen=True)
@@ -109,4 +126,5 @@ class Workflow:
 
     def description(self, name: str) -> dict[str, Any]:
         """What ``build.js`` takes; the same name gives the same id."""
-        return {"id": str(uuid.uuid5(NAMESPACE, name)), "name": name, **vars(self)}
+        about = {"id": str(uuid.uuid5(NAMESPACE, name)), "name": name, "packs": PACKS}
+        return about | vars(self)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import io
-import json
-import math
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from demo import arguments
-from machine.environment import MADE, REPOSITORY
+from machine.environment import MADE
 from machine.host_process import serve
-from miniature import build, world
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from talk.client import Client, Event, PromptFailed, PromptRejected
-from talk.workflow import find, to_prompt
+from miniature import build
+from PIL import Image, ImageOps
+from talk.api import PromptRejected
+from talk.client import Client, Event, PromptFailed
+from talk.workflow import find
 
-from examples.prompts import file_of
-
-OUR_SENTENCE = "a photo of a sitting dog on the grass"
-OUR_MEGAPIXELS = 128 * 128 / 1024**2
-TILE = 320
+from examples import ours
+from examples.prompts import example
+from examples.sheet import contact_sheet
 
 
 class Terminal:
@@ -58,33 +55,6 @@ class Terminal:
             print(f"  {time.monotonic() - self.started:.0f} s", flush=True)
 
 
-def our_photograph(folder: Path) -> Path:
-    """Draw a picture of an animal that the miniature was not trained on."""
-    who = world.identity("heldout", 7)
-    drawn = world.render(who, world.Attributes("standing", "grass", "none"))
-    file = folder / "photograph.png"
-    Image.fromarray(drawn).save(file)
-    return file
-
-
-def contact_sheet(tiles: list[tuple[str, Image.Image]], sentence: str) -> Image.Image:
-    """Put labelled pictures side by side, four in a row, under the sentence."""
-    font = ImageFont.load_default(18)
-    columns = min(4, len(tiles))
-    shape = tiles[0][1]
-    height = round(TILE * shape.height / shape.width)
-    rows = math.ceil(len(tiles) / columns)
-    step_x, step_y, top = TILE + 12, height + 40, 44
-    sheet = Image.new("RGB", (12 + columns * step_x, top + rows * step_y), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((12, 12), f"“{sentence}”", fill="black", font=font)
-    for index, (label, picture) in enumerate(tiles):
-        x, y = 12 + index % columns * step_x, top + index // columns * step_y
-        sheet.paste(ImageOps.fit(picture, (TILE, height), Image.Resampling.LANCZOS), (x, y))
-        draw.text((x, y + height + 6), label, fill="black", font=font)
-    return sheet
-
-
 def has_accelerator() -> bool:
     """Whether ComfyUI has something faster than the CPU to run on."""
     xpu = getattr(torch, "xpu", None)
@@ -98,31 +68,30 @@ def main() -> int:
     given = arguments()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = given.checkpoint or build.build(MADE / "models" / "miniature.safetensors")
-    image = given.image or our_photograph(given.out.parent)
-    sentence = given.prompt or OUR_SENTENCE
+    image = given.image or ours.photograph(given.out.parent)
+    sentence = given.prompt or ours.SENTENCE
     etas = sorted({0.0, *given.eta})
-    megapixels = given.megapixels if given.checkpoint else OUR_MEGAPIXELS
+    megapixels = given.megapixels if given.checkpoint else ours.MEGAPIXELS
     cpu = given.cpu or not has_accelerator()
 
     comfyui = Path(os.environ["COMFYUI_PATH"])
     started = time.monotonic()
     print(f"starting ComfyUI on {'the CPU' if cpu else 'the accelerator'} ...", flush=True)
-    with (
-        serve(comfyui, Path(sys.executable), REPOSITORY, [checkpoint], cpu=cpu) as server,
-        Client(server.url) as client,
-    ):
-        known = client.get("/object_info")
-        prompt = to_prompt(json.loads(file_of("imagic_edit").read_text("utf-8")), known)
-        find(prompt, "CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
-        find(prompt, "LoadImage")["image"] = client.upload(image)
-        find(prompt, "ImageScaleToTotalPixels")["megapixels"] = megapixels
+    with serve(comfyui, [checkpoint], cpu=cpu) as server, Client(server.url) as client:
+        changes: dict[str, dict[str, Any]] = {
+            "CheckpointLoaderSimple": {"ckpt_name": checkpoint.name},
+            "LoadImage": {"image": client.upload(image)},
+            "ImageScaleToTotalPixels": {"megapixels": megapixels},
+        }
+        if not given.checkpoint:
+            changes["ImagicFinetuneModel"] = {"learning_rate": build.LORA_RATE}
+        prompt = example(client, "imagic_edit", changes)
         target, _ = find(prompt, "ImagicOptimizeEmbedding")["target"]
         prompt[target]["inputs"]["text"] = sentence
-        if not given.checkpoint:
-            find(prompt, "ImagicFinetuneModel")["learning_rate"] = build.LORA_RATE
         for node in prompt.values():
             if "seed" in node["inputs"]:
                 node["inputs"]["seed"] = given.seed
+        known = client.get("/object_info")
         terminal = Terminal(
             {key: known[node["class_type"]]["display_name"] for key, node in prompt.items()}
         )
@@ -137,9 +106,8 @@ def main() -> int:
             except (PromptRejected, PromptFailed) as failed:
                 print(f"\n{failed}", file=sys.stderr)
                 return 1
-            (picture,) = (entry for node in result.outputs.values() for entry in node["images"])
+            (edited,) = (e for node in result.outputs for e in client.images(result, node))
             label = "eta 0 (reconstruction)" if eta == 0 else f"eta {eta:g}"
-            edited = Image.open(io.BytesIO(client.picture(picture))).convert("RGB")
             tiles.append((label, edited))
     contact_sheet(tiles, sentence).save(given.out)
     print(f"done in {time.monotonic() - started:.0f} s; the pictures: {given.out.absolute()}")

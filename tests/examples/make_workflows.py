@@ -32,7 +32,7 @@ def make(names: list[str]) -> None:
     chromium = find_chromium()
     if chromium is None:
         raise SystemExit("no Chromium or Chrome on this machine")
-    with serve(comfyui, Path(sys.executable), REPOSITORY) as server:
+    with serve(comfyui) as server:
         with open_editor(chromium, server.url) as editor:
             for name in names or [*WORKFLOWS, *BLUEPRINTS]:
                 described = {**WORKFLOWS, **BLUEPRINTS}[name]().description(name)

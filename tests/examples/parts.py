@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from examples.canvas import Node, Output, Workflow
 
@@ -134,7 +135,7 @@ ETA_NOTE = (
 
 
 def mixed(
-    w: Workflow, target: Output, optimized: Output, note: str = ETA_NOTE, **settings: float
+    w: Workflow, target: Output, optimized: Output, note: str = ETA_NOTE, **settings: Any
 ) -> Node:
     """Begin the column of stage C."""
     w.column(EDIT)
@@ -150,7 +151,7 @@ def sampled(
     positive: Output,
     negative: Output,
     latent: Output,
-    **settings: str | float,
+    **settings: Any,
 ) -> Output:
     """A KSampler whose seed stays, so that only what the user changes changes the picture.
 

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from machine.environment import REPOSITORY
 from machine.host_process import put_file
-from talk.client import Client, Prompt
-from talk.workflow import to_prompt
+from talk.api import Prompt
+from talk.client import Client, Result
+from talk.workflow import nodes_of, to_prompt
 
 from examples.workflows import EDIT_FILE, TITLES, WORKFLOWS
 
@@ -41,9 +43,11 @@ def example(client: Client, name: str, changes: dict[str, dict[str, Any]] = QUIC
     return prompt
 
 
-def nodes_of(prompt: Prompt, kind: str) -> list[str]:
-    """The ids of all nodes of a type, in the order of the workflow."""
-    return [key for key, node in prompt.items() if node["class_type"] == kind]
+def drawn(client: Client, prompt: Prompt, result: Result) -> np.ndarray:
+    """The one picture that the workflow saves, uint8 [H, W, 3]."""
+    (saver,) = nodes_of(prompt, "SaveImage")
+    (image,) = client.images(result, saver)
+    return np.asarray(image)
 
 
 def models_of(name: str) -> set[tuple[str, str]]:

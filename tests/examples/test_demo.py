@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from talk.client import Event
 
-from examples.demo_edit import TILE, Terminal, contact_sheet
+from examples.demo_edit import Terminal
+from examples.sheet import TILE, contact_sheet
 
 
 @pytest.mark.parametrize(

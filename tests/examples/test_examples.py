@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from machine.host_process import Server
-from miniature import world
 from miniature.build import build
 from miniature.metrics import psnr
 from PIL import Image
-from talk.client import Client, Prompt, Result
+from talk.api import Prompt
+from talk.client import Client, Result
+from talk.workflow import find, nodes_of
 
+from examples import ours
 from examples.companions import build_clip, build_upscaler
 from examples.parts import SD15
-from examples.prompts import QUICK, edit_file, example, nodes_of, put
+from examples.prompts import QUICK, drawn, edit_file, example, put
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +37,7 @@ def tap(prompt: Prompt, node: str, output: int = 0) -> str:
 
 
 def arrays(client: Client, result: Result, node: str) -> list[np.ndarray]:
-    return [
-        np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-        for encoded in client.pictures(result, node)
-    ]
+    return [np.asarray(image) for image in client.images(result, node)]
 
 
 def run(client: Client, prompt: Prompt) -> Result:
@@ -88,10 +86,10 @@ def rows(sheet: tuple[Prompt, Result, Client]) -> list[list[np.ndarray]]:
 
 def test_the_sheet_has_a_row_for_each_model_and_a_column_for_each_eta(sheet):
     prompt, result, client = sheet
-    (drawn,) = arrays(client, result, nodes_of(prompt, "SaveImage")[0])
+    whole = drawn(client, prompt, result)
     tuned, plain = rows(sheet)
     assert len(tuned) == len(plain) == QUICK["ImagicEtaSweep"]["count"]
-    found = [places(drawn, picture) for row in (plain, tuned) for picture in row]
+    found = [places(whole, picture) for row in (plain, tuned) for picture in row]
     assert all(len(there) == 1 for there in found)
     upper, lower = ([there[0] for there in half] for half in (found[:3], found[3:]))
     # From left to right by eta; the two models of one eta above each other.
@@ -114,12 +112,12 @@ def test_a_saved_edit_is_drawn_again_and_with_another_sentence(sheet, stocked):
     (saver,) = nodes_of(prompt, "ImagicSaveEdit")
     (listed,) = result.outputs[saver]["text"]
     again = example(client, "imagic_reuse", QUICK | {"ImagicInterpolateConditioning": {"eta": 1.0}})
-    again[nodes_of(again, "ImagicLoadEdit")[0]]["inputs"]["edit"] = listed
+    find(again, "ImagicLoadEdit")["edit"] = listed
     words = again[nodes_of(again, "CLIPTextEncode")[0]]["inputs"]
-    another = arrays(client, run(client, again), nodes_of(again, "SaveImage")[0])[0]
+    another = drawn(client, again, run(client, again))
     words["text"] = prompt[nodes_of(prompt, "CLIPTextEncode")[0]]["inputs"]["text"]
     result = run(client, again)
-    (same,) = arrays(client, result, nodes_of(again, "SaveImage")[0])
+    same = drawn(client, again, result)
     (info,) = result.outputs[nodes_of(again, "PreviewAny")[0]]["text"]
 
     tuned, plain = rows(sheet)
@@ -168,13 +166,12 @@ def test_the_recommended_picture_is_that_of_the_recommended_eta(stocked, clip, c
     assert all(len(set(column)) > 1 for column in zip(*scores.values(), strict=True)), table
 
     chosen = float(result.outputs["eta"]["text"][0])
-    (recommended,) = arrays(client, result, nodes_of(prompt, "SaveImage")[0])
-    drawn = arrays(client, result, pictures)
-    assert [apart(recommended, one) for one in drawn].index(0) == list(scores).index(chosen)
+    recommended, swept = drawn(client, prompt, result), arrays(client, result, pictures)
+    assert [apart(recommended, one) for one in swept].index(0) == list(scores).index(chosen)
     (sheet,) = nodes_of(prompt, "ImagicContactSheet")
     curves, sheet = (arrays(client, result, node)[0] for node in (score, sheet))
     assert curves.shape == (500, 800, 3)
-    assert all(len(places(sheet, one)) == 1 for one in drawn)
+    assert all(len(places(sheet, one)) == 1 for one in swept)
 
 
 # ---- enlarging ------------------------------------------------------------------------------
@@ -214,8 +211,7 @@ def test_sdedit_leaves_the_photograph_the_more_the_less_noise(stocked, client):
         prompt = example(client, "baseline_sdedit", QUICK | sampler)
         same = with_round_trip(prompt)
         result = run(client, prompt)
-        (edit,) = arrays(client, result, nodes_of(prompt, "SaveImage")[0])
-        far.append(psnr(edit, arrays(client, result, same)[0]))
+        far.append(psnr(drawn(client, prompt, result), arrays(client, result, same)[0]))
     assert far[0] > 25 and far[0] > far[1] + 3 > far[2] + 6, far
 
 
@@ -228,14 +224,10 @@ def miniature(
     """
     file = build(tmp_path_factory.mktemp("miniature") / "miniature.safetensors")
     put(file, stocked.base / "models/checkpoints" / file.name)
-    drawn = world.render(
-        world.identity("heldout", 7), world.Attributes("standing", "grass", "none")
-    )
-    Image.fromarray(drawn).save(stocked.base / "input/animal.png")
     return {
         "CheckpointLoaderSimple": {"ckpt_name": file.name},
-        "LoadImage": {"image": "animal.png"},
-        "ImageScaleToTotalPixels": {"megapixels": 128 * 128 / 1024**2},
+        "LoadImage": {"image": ours.photograph(stocked.base / "input").name},
+        "ImageScaleToTotalPixels": {"megapixels": ours.MEGAPIXELS},
     }
 
 
@@ -251,8 +243,7 @@ def test_ddib_returns_the_photograph_under_its_own_sentence_and_edits_it_under_a
     for text, cfg in ((source["text"], 1.0), ("a photo of a sitting dog on the beach", 3.0)):
         target["text"], back["cfg"] = text, cfg
         result = client.run(prompt)
-        (edit,) = arrays(client, result, nodes_of(prompt, "SaveImage")[0])
-        near[text] = psnr(edit, arrays(client, result, same)[0])
+        near[text] = psnr(drawn(client, prompt, result), arrays(client, result, same)[0])
     kept, edited = near.values()
     assert kept > 25 and edited < kept - 5, near
 
@@ -276,6 +267,5 @@ def test_from_its_own_noise_the_photograph_returns_and_at_another_eta_the_senten
     for eta in (0.0, 1.0):
         prompt[mix]["inputs"].update(eta=eta, target=["other", 0])
         result = client.run({**prompt, "other": other})
-        (edit,) = arrays(client, result, nodes_of(prompt, "SaveImage")[0])
-        near[eta] = psnr(edit, arrays(client, result, same)[0])
+        near[eta] = psnr(drawn(client, prompt, result), arrays(client, result, same)[0])
     assert near[0.0] > 25 and near[1.0] < near[0.0] - 5, near

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from machine.host_process import Server
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from talk.client import Client, Prompt, Result
+from talk.api import Prompt
+from talk.client import Client, Result
+from talk.workflow import find, nodes_of
 
-from examples.prompts import QUICK, example, nodes_of, put
+from examples.prompts import QUICK, drawn, example, put
 
 SIZE = (80, 120)  # of what is drawn: rows and columns
 
@@ -38,13 +38,6 @@ def flux_checkpoint(small_models: Path, families_server: Server, tmp_path_factor
     return file.name
 
 
-def drawn(client: Client, prompt: Prompt, result: Result) -> np.ndarray:
-    """The one picture that the workflow saves."""
-    (saver,) = nodes_of(prompt, "SaveImage")
-    (encoded,) = client.pictures(result, saver)
-    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-
-
 def edited(client: Client, name: str, checkpoint: str) -> tuple[Prompt, np.ndarray]:
     """Run an edit; see that the picture has the photograph's shape, and that a new eta is quick."""
     loader = {"CheckpointLoaderSimple": {"ckpt_name": checkpoint}}
@@ -54,7 +47,7 @@ def edited(client: Client, name: str, checkpoint: str) -> tuple[Prompt, np.ndarr
     picture = drawn(client, prompt, result)
     assert picture.shape == (*SIZE, 3) and picture.std() > 1
 
-    prompt[nodes_of(prompt, "ImagicInterpolateConditioning")[0]]["inputs"]["eta"] = 0.1
+    find(prompt, "ImagicInterpolateConditioning")["eta"] = 0.1
     again = client.run(prompt)
     assert not trained(prompt, again)
     assert not np.array_equal(picture, drawn(client, prompt, again))

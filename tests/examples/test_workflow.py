@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from machine.environment import REPOSITORY
 from machine.host_process import serve
 from PIL import Image
 from safetensors.numpy import load_file
+from talk.api import Prompt
 from talk.client import Client
-from talk.workflow import find, to_prompt
 
-from examples.prompts import file_of
+from examples.canvas import PACKS
+from examples.prompts import FOLDER, QUICK, example
 
 # Of different sizes and modes, from 256 to 1250 pixels.
 PHOTOGRAPHS = ("dog2_standing.png", "giraffe.jpeg", "chibi.jpeg", "tennis_ball.jpeg", "cat.jpeg")
 
 
-def quick_edit(client: Client, checkpoint: Path, image: Path, megapixels: float = 0.02) -> dict:
-    """The example workflow with one step of everything, on a picture of the caller's."""
-    workflow = json.loads(file_of("imagic_edit").read_text("utf-8"))
-    prompt = to_prompt(workflow, client.get("/object_info"))
-    find(prompt, "CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
-    find(prompt, "LoadImage")["image"] = client.upload(image)
-    find(prompt, "ImageScaleToTotalPixels")["megapixels"] = megapixels
-    for node in ("ImagicOptimizeEmbedding", "ImagicFinetuneModel"):
-        find(prompt, node).update(steps=2, batch_size=1)
-    find(prompt, "KSampler")["steps"] = 1
-    return prompt
+def quick_edit(client: Client, checkpoint: Path, image: Path) -> Prompt:
+    """The shortest example with one step of sampling, on a picture of the caller's."""
+    changes = {
+        "CheckpointLoaderSimple": {"ckpt_name": checkpoint.name},
+        "LoadImage": {"image": client.upload(image)},
+        "ImageScaleToTotalPixels": {"megapixels": 0.02},
+        "KSampler": {"steps": 1},
+    }
+    return example(client, "imagic_edit", QUICK | changes)
 
 
 @pytest.fixture
@@ -58,8 +54,7 @@ def test_real_photographs_keep_their_aspect_ratio(
             original.crop((0, 0, width, height)).save(file)
     prompt = quick_edit(client, tiny_checkpoint, file)
     result = client.run(prompt)
-    (saved,) = (client.pictures(result, node) for node in result.outputs)
-    edit = Image.open(io.BytesIO(saved[0]))
+    ((edit,),) = (client.images(result, node) for node in result.outputs)
     # The autoencoder works on multiples of 8 pixels.
     assert abs(edit.width - edit.height * width / height) <= 8 * (1 + width / height)
     assert edit.width % 8 == edit.height % 8 == 0
@@ -74,13 +69,13 @@ def test_a_fresh_process_learns_and_draws_the_same(
         inputs = {"lora": [tuner, 1], "prefix": "fresh/edit"}
         prompt["lora"] = {"class_type": "SaveLoRA", "inputs": inputs}
         result = client.run(prompt)
-        (saved,) = (client.pictures(result, node) for node in result.outputs if node != "lora")
+        ((saved,),) = (client.images(result, node) for node in result.outputs if node != "lora")
         (lora,) = (server.base / "output" / "fresh").glob("edit*.safetensors")
-        return np.asarray(Image.open(io.BytesIO(saved[0]))), load_file(lora)
+        return np.asarray(saved), load_file(lora)
 
     picture, lora = run(server, client)
     with (
-        serve(comfyui_folder, Path(sys.executable), REPOSITORY, [tiny_checkpoint]) as fresh,
+        serve(comfyui_folder, [tiny_checkpoint]) as fresh,
         Client(fresh.url) as other,
     ):
         again, lora_again = run(fresh, other)
@@ -90,13 +85,15 @@ def test_a_fresh_process_learns_and_draws_the_same(
     assert all(np.array_equal(lora[key], lora_again[key]) for key in lora)
 
 
-def test_loading_the_pack_changes_nothing_in_the_host(pack, changed_by_loading):
-    assert changed_by_loading == []
-
-
-def test_the_pack_loads_without_a_warning(server):
-    log = server.log.read_text(encoding="utf-8", errors="replace")
-    assert "custom_nodes/ComfyUI-Imagic" in log.replace("\\", "/"), "the log tells what was loaded"
-    told = [line for line in log.splitlines() if "imagic" in line.lower()]
-    assert not [line for line in told if re.search("warn|error|fail", line, re.IGNORECASE)]
-    assert "IMPORT FAILED" not in log
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.stem)
+def test_the_manager_finds_every_node_that_is_missing(file: Path) -> None:
+    workflow = json.loads(file.read_text("utf-8"))
+    inside = workflow.get("definitions", {}).get("subgraphs", [])
+    boxes = {one["id"] for one in inside}
+    for node in [*workflow["nodes"], *(node for one in inside for node in one["nodes"])]:
+        # The front end's own, and boxes that are in the file.
+        if node["type"] in {"MarkdownNote", "Note", "Reroute"} | boxes:
+            continue
+        pack = PACKS["ours" if node["type"].startswith("Imagic") else "core"]["cnr_id"]
+        assert node["properties"].get("cnr_id") == pack, node["type"]
+        assert re.fullmatch(r"\d+\.\d+\.\d+", node["properties"]["ver"]), node["type"]

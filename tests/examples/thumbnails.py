@@ -16,25 +16,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from machine.environment import REPOSITORY
 from machine.host_process import serve
 from miniature.build import LORA_RATE, build
 from PIL import Image
-from talk.client import Client, Prompt
+from talk.api import Prompt
+from talk.client import Client
+from talk.workflow import find, nodes_of
 
+from examples import ours
 from examples.companions import build_upscaler
-from examples.demo_edit import OUR_MEGAPIXELS, contact_sheet, our_photograph
-from examples.prompts import FOLDER, example, nodes_of, put
+from examples.prompts import FOLDER, example, put
+from examples.sheet import contact_sheet
 from examples.workflows import ESRGAN, TITLES
 
 SOURCE = "a photo of a standing dog on the grass"
-TARGET = "a photo of a sitting dog on the grass"
+TARGET = ours.SENTENCE
 ANOTHER = "a photo of a jumping dog on the grass"
 CHECKPOINT = "miniature.safetensors"
 CHANGES: dict[str, dict[str, Any]] = {
     "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
     "LoadImage": {"image": "photograph.png"},
-    "ImageScaleToTotalPixels": {"megapixels": OUR_MEGAPIXELS},
+    "ImageScaleToTotalPixels": {"megapixels": ours.MEGAPIXELS},
     "ImagicFinetuneModel": {"learning_rate": LORA_RATE},
     "KSampler": {"cfg": 3.0},
     "KSamplerAdvanced": {"cfg": 3.0},
@@ -61,19 +63,19 @@ class Studio:
         for node in prompt.values():
             own = {k: sentences[0] for k, value in node["inputs"].items() if value in shared}
             node["inputs"].update(own)
-        for node, sentence in zip(nodes_of(prompt, "CLIPTextEncode"), sentences, strict=False):
-            prompt[node]["inputs"]["text"] = sentence
+        for key, sentence in zip(nodes_of(prompt, "CLIPTextEncode"), sentences, strict=False):
+            prompt[key]["inputs"]["text"] = sentence
         return prompt
 
     def run(self, prompt: Prompt, *kinds: str) -> list[Image.Image]:
         """The pictures of all nodes of these types, in the order of the workflow."""
         result = self.client.run(prompt, timeout=3600)
         return [
-            Image.open(io.BytesIO(encoded)).convert("RGB")
+            image
             for kind in kinds
             for node in nodes_of(prompt, kind)
             if node in result.outputs
-            for encoded in self.client.pictures(result, node)
+            for image in self.client.images(result, node)
         ]
 
     def beside(
@@ -83,16 +85,6 @@ class Studio:
         pictures = self.run(self.prompt(name, list(texts), changes), "SaveImage")
         tiles = [("input", self.photograph), *zip(labels, pictures, strict=True)]
         return contact_sheet(tiles, texts[-1])
-
-
-def edit(studio: Studio) -> Image.Image:
-    """As it is."""
-    return studio.beside("imagic_edit", "eta 0.7")
-
-
-def inversion(studio: Studio) -> Image.Image:
-    """As it is."""
-    return studio.beside("imagic_inversion", "eta 1.1")
 
 
 def choosing_eta(studio: Studio) -> Image.Image:
@@ -131,7 +123,7 @@ def choose_eta(studio: Studio) -> Image.Image:
     prompt = studio.prompt("imagic_choose_eta", [TARGET], {})
     for kind in ("CLIPVisionLoader", "CLIPLoader"):
         del prompt[nodes_of(prompt, kind)[0]]
-    score = prompt[nodes_of(prompt, "ImagicScoreEdits")[0]]["inputs"]
+    score = find(prompt, "ImagicScoreEdits")
     del score["clip_vision"], score["clip"]
     curves, chosen = studio.run(prompt, "ImagicScoreEdits", "SaveImage")
     both = Image.new("RGB", (curves.width + 240, curves.height), "white")
@@ -139,11 +131,6 @@ def choose_eta(studio: Studio) -> Image.Image:
     for place, picture in enumerate((studio.photograph, chosen)):
         both.paste(picture.resize((220, 220)), (curves.width, 20 + 240 * place))
     return both
-
-
-def reuse(studio: Studio) -> Image.Image:
-    """The edit that the sheet has saved."""
-    return studio.beside("imagic_reuse", "eta 0.7, nothing trained", texts=(ANOTHER,))
 
 
 def upscale(studio: Studio) -> Image.Image:
@@ -159,11 +146,6 @@ def upscale(studio: Studio) -> Image.Image:
     return contact_sheet(list(zip(labels, (studio.photograph, *pictures), strict=True)), TARGET)
 
 
-def sdxl(studio: Studio) -> Image.Image:
-    """The graph of SDXL with the miniature in it."""
-    return studio.beside("imagic_sdxl", "eta 0.7")
-
-
 def cascade(studio: Studio) -> Image.Image:
     """The base model's edit: of the upscaler there is no miniature."""
     prompt = studio.prompt("imagic_cascade", [TARGET], {})
@@ -176,37 +158,27 @@ def cascade(studio: Studio) -> Image.Image:
     return contact_sheet([("input", studio.photograph), (label, small)], TARGET)
 
 
-def flux(studio: Studio) -> Image.Image:
-    """The graph of Flux with the miniature in it, which has a cfg and no guidance of Flux's."""
-    return studio.beside("imagic_flux", "eta 0.7")
-
-
-def sdedit(studio: Studio) -> Image.Image:
-    """As it is."""
-    return studio.beside("baseline_sdedit", "SDEdit, denoise 0.6")
-
-
-def ddib(studio: Studio) -> Image.Image:
-    """As it is."""
-    return studio.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET))
-
-
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
-    "imagic_edit": edit,
-    "imagic_app": edit,
-    "imagic_inversion": inversion,
+    "imagic_edit": lambda s: s.beside("imagic_edit", "eta 0.7"),
+    "imagic_app": lambda s: s.beside("imagic_app", "eta 0.7"),
+    "imagic_inversion": lambda s: s.beside("imagic_inversion", "eta 1.1"),
     GUIDE: choosing_eta,
     "imagic_eta_sheet": eta_sheet,
     "imagic_find_eta": find_eta,
     "imagic_choose_eta": choose_eta,
     "imagic_upscale": upscale,
-    "imagic_sdxl": sdxl,
+    "imagic_sdxl": lambda s: s.beside("imagic_sdxl", "eta 0.7"),
     "imagic_cascade": cascade,
-    "imagic_reuse": reuse,
-    "imagic_flux": flux,
-    "baseline_sdedit": sdedit,
-    "baseline_ddib": ddib,
+    # The edit that the sheet has saved.
+    "imagic_reuse": lambda s: s.beside(
+        "imagic_reuse", "eta 0.7, nothing trained", texts=(ANOTHER,)
+    ),
+    # With the miniature in it, which has a cfg and no guidance of Flux's.
+    "imagic_flux": lambda s: s.beside("imagic_flux", "eta 0.7"),
+    "baseline_sdedit": lambda s: s.beside("baseline_sdedit", "SDEdit, denoise 0.6"),
+    "baseline_ddib": lambda s: s.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET)),
 }
+"""By name, in the order that makes use of the server's cache."""
 
 
 def save(picture: Image.Image, file: Path) -> None:
@@ -227,11 +199,11 @@ def main(names: list[str]) -> None:
         checkpoint = build(Path(made) / CHECKPOINT)
         upscaler = build_upscaler(Path(made) / ESRGAN["name"])
         with (
-            serve(comfyui, Path(sys.executable), REPOSITORY, [checkpoint]) as server,
+            serve(comfyui, [checkpoint]) as server,
             Client(server.url) as client,
         ):
             put(upscaler, server.base / "models/upscale_models" / upscaler.name)
-            photograph = Image.open(our_photograph(server.base / "input"))
+            photograph = Image.open(ours.photograph(server.base / "input"))
             studio = Studio(client, photograph)
             for name, picture in PICTURES.items():
                 if not names or name in names:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from examples.canvas import Workflow
 from examples.parts import (
     KEEP_OUT,
@@ -63,7 +65,7 @@ def baseline_ddib() -> Workflow:
     )["SIGMAS"]  # fmt: skip
     flipped = w.node("FlipSigmas", (320, 0), sigmas=sigmas)["SIGMAS"]
     ddim = w.node("KSamplerSelect", (320, 0), sampler_name="ddim")["SAMPLER"]
-    common = {
+    common: dict[str, Any] = {
         "model": checkpoint["MODEL"], "negative": negative, "sampler": ddim,
         "add_noise": False, "control_after_generate": "fixed",
     }  # fmt: skip

@@ -25,18 +25,14 @@ class Swept:
     pictures: Output
 
 
-def swept(
-    w: Workflow, g: Given, model: Output, optimized: Output, **span: Output | float
-) -> Swept:
+def swept(w: Workflow, g: Given, model: Output, optimized: Output, **span: Output | float) -> Swept:
     """Draw a range of eta, each with the same noise."""
     sweep = w.node("ImagicEtaSweep", (320, 0), target=g.target, optimized=optimized, **span)
     drawn = sampled(w, model, sweep["conditioning"], g.negative, g.latent)
     return Swept(sweep, Node(drawn.node), decoded(w, drawn, g.checkpoint["VAE"]))
 
 
-def scored(
-    w: Workflow, g: Given, drawn: Swept, size: tuple[int, int], **clip: Output
-) -> Node:
+def scored(w: Workflow, g: Given, drawn: Swept, size: tuple[int, int], **clip: Output) -> Node:
     """Measure pictures and recommend one."""
     return w.node(
         "ImagicScoreEdits", size, images=drawn.pictures, original=g.photograph,
@@ -78,9 +74,7 @@ def found(w: Workflow) -> Found:
         "another picture is better, take its eta.",
         (320, 210),
     )
-    coarse = swept(
-        w, g, tuned["model"], optimized["optimized"], start=0.2, stop=1.2, count=6
-    )
+    coarse = swept(w, g, tuned["model"], optimized["optimized"], start=0.2, stop=1.2, count=6)
     w.column("Search")
     first = scored(w, g, coarse, (320, 420))
     w.column("Look closer")
@@ -151,9 +145,7 @@ def imagic_eta_sheet() -> Workflow:
     )
     tuned_row = swept(w, g, tuned["model"], optimized["optimized"])
     w.column("As loaded, for comparison")
-    drawn = sampled(
-        w, g.checkpoint["MODEL"], tuned_row.sweep["conditioning"], g.negative, g.latent
-    )
+    drawn = sampled(w, g.checkpoint["MODEL"], tuned_row.sweep["conditioning"], g.negative, g.latent)
     plain = decoded(w, drawn, g.checkpoint["VAE"])
     w.column("Choose")
     sheet = sheet_of(w, g, tuned_row, pretrained=plain)
@@ -180,9 +172,7 @@ def imagic_choose_eta() -> Workflow:
     optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
 
     w.column("A range of eta")
-    drawn = swept(
-        w, g, tuned["model"], optimized["optimized"], start=0.1, stop=1.0, count=10
-    )
+    drawn = swept(w, g, tuned["model"], optimized["optimized"], start=0.1, stop=1.0, count=10)
 
     w.column("Measure")
     w.note(
@@ -196,9 +186,7 @@ def imagic_choose_eta() -> Workflow:
     vision: Model = {**CLIP, "directory": "clip_vision"}
     text: Model = {**CLIP, "directory": "text_encoders"}
     clip_vision = w.node("CLIPVisionLoader", (320, 0), (vision,), clip_name=CLIP["name"])
-    clip = w.node(
-        "CLIPLoader", (320, 0), (text,), clip_name=CLIP["name"], type="stable_diffusion"
-    )
+    clip = w.node("CLIPLoader", (320, 0), (text,), clip_name=CLIP["name"], type="stable_diffusion")
     w.column("Measure")
     score = scored(
         w, g, drawn, (400, 480), clip_vision=clip_vision["CLIP_VISION"], clip=clip["CLIP"],

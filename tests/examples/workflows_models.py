@@ -6,6 +6,8 @@ from examples.canvas import Workflow
 from examples.parts import (
     EDIT,
     TRAINING,
+    Given,
+    Model,
     decoded,
     edited,
     encoded,
@@ -36,14 +38,16 @@ X4 = {
 }
 
 
+def given_large(w: Workflow, model: Model, name: str, less: float) -> Given:
+    """What a user brings to a model of a megapixel; ``less`` is for less memory."""
+    note = f"{name}: 1 megapixel, as many as 1024 x 1024. Short of memory: {less}, and "
+    return given(w, model, 1.0, size_note=f"{note}*save_memory* on in both trainings.")
+
+
 def imagic_sdxl() -> Workflow:
     """The edit with Stable Diffusion XL."""
     w = Workflow()
-    g = given(
-        w, SDXL, 1.0,
-        size_note="SDXL: 1 megapixel, as many as 1024 x 1024. Short of memory: 0.6, and "
-        "*save_memory* on in both trainings.",
-    )  # fmt: skip
+    g = given_large(w, SDXL, "SDXL", less=0.6)
     shown(w, EDIT, edited(w, g, cfg=5.0).latent, g.checkpoint["VAE"], "imagic_sdxl")
     return w
 
@@ -51,11 +55,7 @@ def imagic_sdxl() -> Workflow:
 def imagic_flux() -> Workflow:
     """The edit with Flux, whose guidance is part of the conditioning."""
     w = Workflow()
-    g = given(
-        w, FLUX, 1.0,
-        size_note="Flux: 1 megapixel, as many as 1024 x 1024. Short of memory: 0.5, and "
-        "*save_memory* on in both trainings.",
-    )  # fmt: skip
+    g = given_large(w, FLUX, "Flux", less=0.5)
     w.note(
         "Flux takes its guidance beside the text. **It learns at 1**, without guidance, and "
         "**draws at 3.5**; lower looks more like a photograph. *cfg* stays 1: the negative "
@@ -66,9 +66,7 @@ def imagic_flux() -> Workflow:
     target = plain["CONDITIONING"]
     optimized, tuned = learned(w, g.checkpoint, target, g.latent)
     mix = mixed(w, target, optimized["optimized"])
-    guided = w.node(
-        "FluxGuidance", (320, 0), conditioning=mix["conditioning"], guidance=3.5
-    )
+    guided = w.node("FluxGuidance", (320, 0), conditioning=mix["conditioning"], guidance=3.5)
     edit = sampled(
         w, tuned["model"], guided["CONDITIONING"], g.negative, g.latent,
         cfg=1.0, steps=20, scheduler="simple",
@@ -106,9 +104,7 @@ def imagic_cascade() -> Workflow:
     ]
     positive, negative = texts
     large, latent = encoded(w, g.loader["IMAGE"], upscaler["VAE"], 1.0)
-    quarter = w.node(
-        "ImageScaleBy", (320, 0), image=large, upscale_method="area", scale_by=0.25
-    )
+    quarter = w.node("ImageScaleBy", (320, 0), image=large, upscale_method="area", scale_by=0.25)
     w.column(title)
     with_photograph = w.node(
         "SD_4XUpscale_Conditioning", (320, 0), images=quarter["IMAGE"], positive=positive,
@@ -120,9 +116,7 @@ def imagic_cascade() -> Workflow:
     )  # fmt: skip
 
     w.column("Enlarge the edit")
-    half = w.node(
-        "ImageScaleBy", (320, 0), image=small, upscale_method="area", scale_by=0.5
-    )
+    half = w.node("ImageScaleBy", (320, 0), image=small, upscale_method="area", scale_by=0.5)
     with_edit = w.node(
         "SD_4XUpscale_Conditioning", (320, 0), images=half["IMAGE"], positive=positive,
         negative=negative, noise_augmentation=0.1,

@@ -14,9 +14,11 @@ the host's. Text encoders and autoencoders are in `whole`.
 
 from __future__ import annotations
 
+import functools
 import json
+import pkgutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,19 @@ SMALL_ENCODERS: dict[str, dict[str, Any]] = {
     "t5": {"num_layers": 1, "d_ff": 64, "d_kv": 8, "num_heads": 2},
 }
 SMALL_AUTOENCODER = {"ch": 32, "num_res_blocks": 1}
+
+
+PREDICTS = {
+    "EPS": "noise",
+    "V_PREDICTION": "v",
+    "V_PREDICTION_DDPM": "v",
+    "V_PREDICTION_EDM": "v",
+    "EDM": "v",
+    "FLOW": "flow",
+    "FLUX": "flow",
+    "FLOW_COSMOS": "rectified",
+}
+"""What a network puts out, by the host's name for the kind of model."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,17 @@ class Family:
     """Keys that only the detection reads."""
     large: bool = False
     """More than 0.3 GB of float32 weights unless built under `small_constants`."""
+    more_text: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Entries that further text encoders give -> shape after the batch."""
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """What the network's configuration has instead of what the sketch tells; see `taken`."""
+    inner: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Class of the host's inside the network -> arguments that make it small; see `taken`."""
+
+    @property
+    def predicts(self) -> str:
+        """What the network puts out: `noise`, `v`, `flow` or `rectified`."""
+        return PREDICTS[self.prediction]
 
     def state_dict(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Sketch:
         """Random weights of the host's own class, reproducible from `seed`.
@@ -93,14 +119,40 @@ class Family:
         Nothing is left at zero: the usual zero-initialised output layers would cut the prediction
         off from the text, and a test on such a model proves nothing.
         """
-        model = _host_model(self.sketch())
+        with self.taken():
+            model = _host_model(self.sketch())
         generator = torch.Generator().manual_seed(seed)
-        weights = {}
-        for key, tensor in sorted(model.state_dict().items()):
-            weights[key] = _random_weight(key, tensor, generator).to(dtype)
+        weights = random_weights(model, generator, dtype)
         if self.extra_keys is not None:
             weights.update(self.extra_keys(generator))
         return weights
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Let the host take any file for this family, in its small size; loads must be inside."""
+        from comfy import model_detection
+
+        if not self.sizes and not self.inner:
+            yield
+            return
+        config = model_detection.model_config_from_unet(self.sketch(), "")
+        config.unet_config.update(self.sizes)
+        with ExitStack() as undo:
+            taken = mock.patch.object(
+                model_detection, "model_config_from_unet", lambda *_, **__: config
+            )
+            undo.enter_context(taken)
+            for name, arguments in self.inner.items():
+                original = pkgutil.resolve_name(name)
+                small = functools.partial(original, **arguments)
+                undo.enter_context(mock.patch(name, small))
+            yield
+
+    def is_known(self) -> bool:
+        """Whether this host has the family at all."""
+        from comfy import supported_models
+
+        return hasattr(supported_models, self.config_class)
 
     def build(self, path: Path | str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
         """Write the checkpoint (safetensors, in `dtype`) and return its path."""
@@ -110,6 +162,22 @@ class Family:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(self.state_dict(seed, dtype), path)
         return path
+
+
+def load(name: str, folder: Path, **model_options: Any) -> tuple[Family, Any]:
+    """A family and its tiny MODEL, as UNETLoader makes it; ``folder`` is left empty."""
+    import comfy.sd
+
+    from families.newer import NEWER
+
+    family = (FAMILIES | NEWER)[name]
+    path = folder / f"{name}.safetensors"
+    with small_constants(), family.taken():
+        family.build(path)
+        with torch.inference_mode():
+            model = comfy.sd.load_diffusion_model(str(path), model_options=model_options)
+    path.unlink()
+    return family, model
 
 
 def conditioning(
@@ -133,6 +201,8 @@ def conditioning(
     if family.pooled_width is not None:
         pooled = torch.randn(1, family.pooled_width, generator=generator)
     entries: dict[str, Any] = {"pooled_output": pooled, **family.entries}
+    for name, shape in family.more_text.items():
+        entries[name] = torch.randn(1, *shape, generator=generator)
     if family.concat == "inpaint":
         mask = torch.zeros(1, 1, rows * family.downscale, columns * family.downscale)
         mask[..., : mask.shape[-1] // 2] = 1.0
@@ -201,11 +271,6 @@ def small_constants() -> Iterator[None]:
         yield
 
 
-def parameters(family: Family) -> int:
-    """Number of weights of `family` as the host would build it now; none are allocated."""
-    return sum(p.numel() for p in _host_model(family.sketch(), "meta").parameters())
-
-
 def _host_model(sketch: Sketch, device: str | None = None) -> torch.nn.Module:
     from comfy import model_detection
 
@@ -214,9 +279,18 @@ def _host_model(sketch: Sketch, device: str | None = None) -> torch.nn.Module:
     return config.get_model(sketch, "", device=device).diffusion_model
 
 
-def _random_weight(
-    key: str, tensor: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
+def random_weights(
+    model: torch.nn.Module, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Sketch:
+    """A random value for every weight of a model of the host's."""
+    return {
+        key: random_weight(key, tensor, generator).to(dtype)
+        for key, tensor in sorted(model.state_dict().items())
+    }
+
+
+def random_weight(key: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One that keeps what passes through it near unit variance."""
     if tensor.dim() > 1:
         # Keeps activations near unit variance through any depth of residual blocks.
         fan_in = tensor[0].numel()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from families.kinds import FAMILIES, Family, Sketch, _random_weight, small_constants
+from families.kinds import FAMILIES, Family, Sketch, random_weight, random_weights, small_constants
 
 # Module and class of the host's, and the key by which the host knows a file of the encoder.
 TEXT_ENCODERS = {
@@ -67,11 +67,7 @@ def autoencoder(family: Family, seed: int = 0) -> Sketch:
         },
         embed_dim=family.latent_channels,
     )  # fmt: skip
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        key: _random_weight(key, tensor, generator)
-        for key, tensor in sorted(model.state_dict().items())
-    }
+    return random_weights(model, torch.Generator().manual_seed(seed))
 
 
 def checkpoint(family: Family, seed: int = 0) -> Sketch:
@@ -117,7 +113,7 @@ def write_models(folder: Path) -> Path:
 def _random_rows(key: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     # A vocabulary of its full length takes seconds to draw; few of its words are ever asked for.
     rows = min(len(tensor), 4099)
-    some = _random_weight(key, tensor[:rows], generator)
+    some = random_weight(key, tensor[:rows], generator)
     return some.repeat(-(-len(tensor) // rows), *[1] * (tensor.dim() - 1))[: len(tensor)]
 
 

@@ -7,8 +7,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from families import kinds
+from machine import imagic
 
-from host import imagic
+from host import given
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +19,13 @@ def nodes(pack: ModuleType) -> imagic.Pack:
     return imagic.Pack(pack)
 
 
+@pytest.fixture(scope="module", params=list(kinds.FAMILIES))
+def loaded(request: pytest.FixtureRequest, comfy: ModuleType, tmp_path_factory: Any) -> Any:
+    """Each model family and its tiny MODEL."""
+    return kinds.load(request.param, tmp_path_factory.mktemp("families"))
+
+
 @pytest.fixture(scope="module")
 def model(comfy: ModuleType, tiny_checkpoint: Path) -> Any:
     """MODEL of the tiny checkpoint."""
-    return imagic.load(tiny_checkpoint)
+    return given.load(tiny_checkpoint)

@@ -6,7 +6,6 @@ losses, latents and pictures come back that way.
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from families.whole import CHECKPOINT_PREFIXES, loader_nodes
 from machine.host_process import Server
 from PIL import Image
 from safetensors.torch import load
-from talk.client import Client, Prompt, Result
+from talk.api import Prompt, node
+from talk.client import Client, Result
 
 RATES = {"full": 1e-4, "lora": 2e-4}
 
@@ -40,10 +40,6 @@ def inputs_of(family: kinds.Family, picture: str) -> Prompt:
 
     A value `["name", n]` names a node; so does `SOCKETS`, which says where each of these is.
     """
-
-    def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-        return {"class_type": class_type, "inputs": inputs}
-
     prompt: Prompt = {
         **loader_nodes(family),
         "photo": node("LoadImage", image=picture),
@@ -126,8 +122,8 @@ def latent(client: Client, result: Result, name: str) -> torch.Tensor:
 
 
 def pixels(client: Client, result: Result, name: str) -> bytes:
-    (encoded,) = client.pictures(result, f"{name} picture")
-    return Image.open(io.BytesIO(encoded)).convert("RGB").tobytes()
+    (picture,) = client.images(result, f"{name} picture")
+    return picture.tobytes()
 
 
 @pytest.mark.parametrize("name", kinds.FAMILIES)

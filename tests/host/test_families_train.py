@@ -7,20 +7,14 @@ import torch
 from families import kinds
 from machine.environment import REPOSITORY
 
-from host import imagic
+from host import given
 
 RATES = {"full": 1e-4, "lora": 2e-4}
 
 
-@pytest.fixture(scope="module", params=list(kinds.FAMILIES))
-def loaded(request, comfy, tmp_path_factory):
-    return imagic.load_family(request.param, tmp_path_factory.mktemp("families"))
-
-
 @pytest.fixture(scope="module")
-def stage_a(pack, loaded):
+def stage_a(nodes, loaded):
     family, model = loaded
-    nodes = imagic.Pack(pack)
     with torch.inference_mode():
         target, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
     optimized, _ = nodes.optimize(model, target, image, 6, 2e-2, 0)
@@ -39,8 +33,7 @@ def test_stage_a_learns_all_that_the_model_uses(loaded, stage_a):
     others = [
         {k: v for k, v in c[0][1].items() if k != "pooled_output"} for c in (target, optimized)
     ]
-    assert others[0].keys() == others[1].keys()
-    assert imagic.unchanged(imagic.snapshot(others[0]), others[1])
+    given.assert_same(others[1], others[0])
 
 
 @pytest.mark.parametrize("method", RATES)
@@ -49,7 +42,7 @@ def test_stage_b_then_c_then_the_hosts_sampler(loaded, stage_a, method):
 
     family, model = loaded
     nodes, target, image, optimized = stage_a
-    before, after_a = imagic.weights(model), nodes.loss(model, optimized, image, 4)
+    before, after_a = given.weights(model), nodes.loss(model, optimized, image, 4)
     tuned, lora, _ = nodes.finetune(
         model, optimized, image, method, 6, RATES[method], 0, save_memory="on"
     )
@@ -64,8 +57,7 @@ def test_stage_b_then_c_then_the_hosts_sampler(loaded, stage_a, method):
         ]
     assert pictures[1].shape == image["samples"].shape and torch.isfinite(pictures[1]).all()
     assert not torch.equal(*pictures)
-    now = imagic.weights(model)
-    assert all(torch.equal(before[k], now[k]) for k in before)
+    given.assert_weights(model, before)
 
 
 def test_the_loss_is_that_of_the_hosts_own_sampling(loaded, stage_a):
@@ -73,25 +65,19 @@ def test_the_loss_is_that_of_the_hosts_own_sampling(loaded, stage_a):
     nodes, target, image, _ = stage_a
     # The noise that upscalers add to their low-resolution picture is another in each pass.
     target = [[target[0][0], {**target[0][1], "noise_augmentation": 0.0}]]
-    expected = nodes.sampled_loss(model, target, image, 4, imagic.PREDICTS[family.prediction])
+    expected = nodes.sampled_loss(model, target, image, 4, family.predicts)
     assert nodes.loss(model, target, image, 4) == pytest.approx(expected, rel=1e-3)
 
 
 def test_recomputing_blocks_gives_the_same_gradient(loaded, stage_a):
-    """Blocks that change their inputs in place give wrong gradients when recomputed."""
     _, model = loaded
     nodes, target, image, _ = stage_a
-    kept, recomputed = (
-        nodes.gradients(model, target, image, recompute=on) for on in (False, True)
-    )
-    assert kept.keys() == recomputed.keys()
-    for name in kept:
-        assert imagic.apart([recomputed[name]], [kept[name]]) < 1e-4, name
+    given.assert_recomputing_changes_nothing(nodes, model, target, image)
 
 
 def test_readme_names_the_models_that_these_tests_train() -> None:
     rows = "\n".join(
-        f"| {family.title} | {imagic.PREDICTS[family.prediction]} "
+        f"| {family.title} | {family.predicts} "
         f"| {'tokens and pooled vector' if family.uses_pooled else 'tokens'} |"
         for family in kinds.FAMILIES.values()
     )

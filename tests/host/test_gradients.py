@@ -12,13 +12,6 @@ import torch
 from families import kinds
 from torch import Tensor
 
-from host import imagic
-
-
-@pytest.fixture(scope="module", params=list(kinds.FAMILIES))
-def loaded(request, comfy, tmp_path_factory):
-    return imagic.load_family(request.param, tmp_path_factory.mktemp("families"))
-
 
 def slope(loss: Callable[[Tensor], float], at: Tensor, direction: Tensor, step: float) -> float:
     """Derivative of `loss` along `direction`, with the error of the fourth order in `step`."""
@@ -29,20 +22,18 @@ def slope(loss: Callable[[Tensor], float], at: Tensor, direction: Tensor, step: 
     return (4 * difference(step / 2) - difference(step)) / 3
 
 
-def test_gradient_is_the_slope_of_the_loss(pack, loaded):
+def test_gradient_is_the_slope_of_the_loss(nodes, loaded):
     family, model = loaded
-    host, core = imagic.Pack(pack).host, pack.imagic_core.objective
-    text = host.read_sentence("text", kinds.conditioning(family, seed=1))
-    image = host.read_photographs(model, kinds.latent(family, seed=2))
-    with host.trainable(model, image, text, compute_dtype=torch.float64) as (denoiser, image):
-        draws = core.draw(denoiser.sigmas, image, 2, torch.Generator().manual_seed(3))
+    text, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
+    with nodes.session(model, text, image, compute_dtype=torch.float64) as session:
+        draws = nodes.draws(session, 2, torch.Generator().manual_seed(3))
 
         def loss(*tensors: Tensor) -> Tensor:
-            denoiser.passes = 0  # the same noise on an upscaler's low-resolution picture
-            e = core.Embedding(*tensors)
-            return core.reconstruction_loss(denoiser, image, e, draws)[0].mean()
+            # The same noise on an upscaler's low-resolution picture.
+            session.denoiser.passes = 0
+            return nodes.losses(session, tensors, draws).mean()
 
-        leaves = [tensor.double().requires_grad_() for tensor in text.embedding.tensors()]
+        leaves = [tensor.double().requires_grad_() for tensor in session.embedding.tensors()]
         loss(*leaves).backward()
         points = [leaf.detach() for leaf in leaves]
         generator = torch.Generator().manual_seed(4)

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from client import Client, Prompt
-from environment import REPOSITORY
-from host_process import Server, serve
+from machine.environment import REPOSITORY
+from machine.host_process import Server, serve
 from PIL import Image
 from safetensors import safe_open
+from talk.api import Prompt, node
+from talk.client import Client
 
 
 @pytest.fixture(scope="module")
 def expanding(comfyui_folder: Path, tiny_checkpoint: Path) -> Iterator[Server]:
     """A real server with a node that adds others."""
     packs = [REPOSITORY / "tests/host/expanding"]
-    python = Path(sys.executable)
-    with serve(
-        comfyui_folder, python, REPOSITORY, [tiny_checkpoint], more_packs=packs
-    ) as running:
+    with serve(comfyui_folder, [tiny_checkpoint], more_packs=packs) as running:
         yield running
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def training_and_saving(checkpoint: str, photograph: str, name: str) -> Prompt:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import kinds
 
-from host import imagic
+from host import given
 
 DTYPES = {
     "float32": torch.float32,
@@ -24,17 +24,17 @@ RATES = {"full": 3e-4, "attention": 3e-3, "lora": 3e-3}
 @pytest.fixture(scope="module", params=DTYPES)
 def flow_model(request, comfy, tmp_path_factory):
     dtype = DTYPES[request.param]
-    _, loaded = imagic.load_family("sd3", tmp_path_factory.mktemp("models"), dtype=dtype)
+    _, loaded = kinds.load("sd3", tmp_path_factory.mktemp("models"), dtype=dtype)
     stored = {p.dtype for n, p in loaded.model.named_parameters() if "attn.qkv" in n}
     assert stored == {dtype}
     return loaded
 
 
 @pytest.mark.parametrize("method", RATES)
-def test_every_method_in_every_number_format(pack, flow_model, method):
+def test_every_method_in_every_number_format(nodes, flow_model, method):
     family = kinds.FAMILIES["sd3"]
     text, latent = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
-    before, ended, handed_over = imagic.Pack(pack).hand_off(
+    before, ended, handed_over = nodes.hand_off(
         flow_model, text, latent, method, steps=10, rate=RATES[method]
     )
     assert ended < before * 0.99, "nothing was learned, so nothing is shown"
@@ -43,10 +43,10 @@ def test_every_method_in_every_number_format(pack, flow_model, method):
 
 @pytest.mark.parametrize("flow_model", ["float32"], indirect=True)
 @pytest.mark.parametrize("training_dtype", ["bfloat16", "float16", "float32"])
-def test_training_can_compute_in_another_number_format(pack, flow_model, training_dtype):
-    family, nodes = kinds.FAMILIES["sd3"], imagic.Pack(pack)
+def test_training_can_compute_in_another_number_format(nodes, flow_model, training_dtype):
+    family = kinds.FAMILIES["sd3"]
     text, latent = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
-    before = imagic.weights(flow_model)
+    before = given.weights(flow_model)
     exact, losses = nodes.optimize(flow_model, text, latent, 3, 1e-2, 0)
     found, others = nodes.optimize(
         flow_model, text, latent, 3, 1e-2, 0, training_dtype=training_dtype
@@ -55,15 +55,14 @@ def test_training_can_compute_in_another_number_format(pack, flow_model, trainin
     assert (others["loss"] == losses["loss"]) is (training_dtype == "float32")
     moved, expected = found[0][0] - text[0][0], exact[0][0] - text[0][0]
     assert torch.nn.functional.cosine_similarity(moved.flatten(), expected.flatten(), 0) > 0.8
-    now = imagic.weights(flow_model)
-    assert all(torch.equal(before[k], now[k]) for k in before)
+    given.assert_weights(flow_model, before)
     assert flow_model.model.manual_cast_dtype is None
 
 
-def test_small_steps_on_bfloat16_weights_are_not_rounded_away(pack, comfy, tiny_checkpoint):
-    model = imagic.load(tiny_checkpoint, dtype=torch.bfloat16)
-    before, ended, handed_over = imagic.Pack(pack).hand_off(
-        model, imagic.conditioning(), imagic.latent(), "full", steps=10, rate=5e-5
+def test_small_steps_on_bfloat16_weights_are_not_rounded_away(nodes, comfy, tiny_checkpoint):
+    model = given.load(tiny_checkpoint, dtype=torch.bfloat16)
+    before, ended, handed_over = nodes.hand_off(
+        model, given.conditioning(), given.latent(), "full", steps=10, rate=5e-5
     )
     assert ended < before * 0.99
     assert handed_over == pytest.approx(ended, rel=2e-5)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from host import imagic
+from host import given
 
 STEPS, BATCH, SEED = 20, 2, 11
 RATE_A, RATE_B = 1e-2, 1e-4
@@ -38,11 +38,6 @@ def unet(model):
     return network.eval()
 
 
-@pytest.fixture(scope="module")
-def model(comfy, tiny_checkpoint):
-    return imagic.load(tiny_checkpoint)
-
-
 def reference(unet, x0, embedding, parameters, rate, draws):
     """Equation 3 and Adam as the paper writes them, on diffusers' parts."""
     from diffusers import DDPMScheduler
@@ -68,23 +63,22 @@ def reference(unet, x0, embedding, parameters, rate, draws):
 
 
 @pytest.fixture
-def draws(pack, model):
+def draws(nodes, model):
     """The (t, eps) of every step, drawn as the pack draws them."""
     generator = torch.Generator().manual_seed(SEED)
     sigmas = model.model.model_sampling.sigmas
-    image = pack.imagic_core.objective.Photographs(torch.zeros(1, 4, 8, 8))
+    core = nodes.core.objective
+    image = core.Photographs(torch.zeros(1, 4, 8, 8))
     with torch.inference_mode(False):
         drawn = [
-            pack.imagic_core.objective.draw(
-                sigmas.clone(), image, BATCH, generator, stratified=True
-            )
+            core.draw(sigmas.clone(), image, BATCH, generator, stratified=True)
             for _ in range(STEPS)
         ]
     return [(d.sigma, d.noise) for d in drawn]
 
 
-def test_stage_a_agrees_with_diffusers(pack, model, unet, draws):
-    nodes, target, latent = imagic.Pack(pack), imagic.conditioning(), imagic.latent()
+def test_stage_a_agrees_with_diffusers(nodes, model, unet, draws):
+    target, latent = given.conditioning(), given.latent()
     found, found_losses = nodes.optimize(
         model, target, latent, STEPS, RATE_A, SEED, batch_size=BATCH
     )
@@ -100,10 +94,10 @@ def test_stage_a_agrees_with_diffusers(pack, model, unet, draws):
     assert (moved - expected).norm() < 0.02 * expected.norm()
 
 
-def test_stage_b_agrees_with_diffusers(pack, model, unet, draws):
+def test_stage_b_agrees_with_diffusers(nodes, model, unet, draws):
     import comfy.utils
 
-    nodes, optimized, latent = imagic.Pack(pack), imagic.conditioning(3), imagic.latent()
+    optimized, latent = given.conditioning(3), given.latent()
     _, found, found_losses = nodes.finetune(
         model, optimized, latent, "full", STEPS, RATE_B, SEED, batch_size=BATCH
     )

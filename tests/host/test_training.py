@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
-from host import imagic
+from host import given
 
 STEPS, RATE = 6, 1e-2
 RATES = {"full": 1e-4, "attention": 1e-3, "lora": 1e-3}
@@ -14,7 +16,7 @@ RATES = {"full": 1e-4, "attention": 1e-3, "lora": 1e-3}
 @pytest.fixture(scope="module")
 def learned(nodes, model):
     """Stage A, run once: (target, latent, optimized, losses)."""
-    target, latent = imagic.conditioning(), imagic.latent()
+    target, latent = given.conditioning(), given.latent()
     optimized, losses = nodes.optimize(model, target, latent, 12, RATE, 0)
     return target, latent, optimized, losses
 
@@ -28,12 +30,12 @@ def test_stage_a_lowers_the_loss(nodes, model, learned):
 @pytest.mark.parametrize("method", RATES)
 def test_stage_b_lowers_the_loss_further_in_a_copy(nodes, model, learned, method):
     _, latent, optimized, _ = learned
-    before, after_a = imagic.weights(model), nodes.loss(model, optimized, latent)
+    before, after_a = given.weights(model), nodes.loss(model, optimized, latent)
     tuned, lora, losses = nodes.finetune(model, optimized, latent, method, STEPS, RATES[method], 0)
     assert nodes.loss(tuned, optimized, latent) < after_a * 0.98
     assert len(losses["loss"]) == STEPS
     assert nodes.loss(model, optimized, latent) == pytest.approx(after_a, rel=1e-6)
-    assert_weights(model, before)
+    given.assert_weights(model, before)
     assert tuned is not model and not model.patches
 
 
@@ -62,7 +64,7 @@ def test_lora_model_gives_the_same_model_through_the_hosts_own_nodes(
 
 
 def test_learning_rate_zero_changes_nothing(nodes, model):
-    target, latent = imagic.conditioning(), imagic.latent()
+    target, latent = given.conditioning(), given.latent()
     optimized, _ = nodes.optimize(model, target, latent, 1, 0.0, 0)
     assert torch.equal(optimized[0][0], target[0][0])
     assert torch.equal(optimized[0][1]["pooled_output"], target[0][1]["pooled_output"])
@@ -73,69 +75,23 @@ def test_learning_rate_zero_changes_nothing(nodes, model):
 
 
 def test_what_comes_in_is_not_altered(nodes, model):
-    target, latent = imagic.conditioning(), imagic.latent()
+    target, latent = given.conditioning(), given.latent()
     latent["noise_mask"] = torch.ones(1, 64, 64)
-    before, had = imagic.weights(model), imagic.snapshot(target, latent)
+    before, had = given.weights(model), deepcopy((target, latent))
     optimized, _ = nodes.optimize(model, target, latent, 2, RATE, 0)
-    kept = imagic.snapshot(optimized)
+    kept = deepcopy(optimized)
     nodes.finetune(model, optimized, latent, "lora", 2, 1e-3, 0)
     nodes.interpolate(target, optimized, 0.5)
-    assert imagic.unchanged(had, target, latent) and imagic.unchanged(kept, optimized)
-    assert_weights(model, before)
+    given.assert_same((target, latent, optimized), (*had, kept))
+    given.assert_weights(model, before)
 
 
 class _Stop(Exception):
     """Stands for whatever may go wrong in the middle of a training."""
 
 
-@pytest.mark.parametrize("stage", ["A", "full", "lora"])
-@pytest.mark.parametrize("end", ["cancelled", "raised"])
-def test_a_training_that_ends_early_leaves_the_model_as_it_was(
-    nodes, model, stage, end, monkeypatch
-):
-    import comfy.model_management
-
-    target, latent = imagic.conditioning(), imagic.latent()
-    before, state = imagic.weights(model), _module_state(model)
-    steps = []
-
-    def after_one_step(reporter, progress):
-        steps.append(progress.step)
-        if end == "raised":
-            raise _Stop
-        comfy.model_management.interrupt_current_processing()
-        original(reporter, progress)
-
-    reporter = nodes.module.nodes.progress.Reporter
-    original = reporter.__call__
-    monkeypatch.setattr(reporter, "__call__", after_one_step)
-    stopped = _Stop if end == "raised" else comfy.model_management.InterruptProcessingException
-    with pytest.raises(stopped):
-        if stage == "A":
-            nodes.optimize(model, target, latent, 5, RATE, 0)
-        else:
-            nodes.finetune(model, target, latent, stage, 5, 1e-3, 0)
-    assert steps == [1]
-    assert_weights(model, before)
-    assert _module_state(model) == state
-
-
-def _module_state(model):
-    """All that training could leave behind on the shared module."""
-    return [
-        (
-            name,
-            module.training,
-            sorted(key for key in vars(module) if "forward" in key or "function" in key),
-            len(module._forward_hooks),
-            [(id(p), p.requires_grad) for p in module._parameters.values() if p is not None],
-        )
-        for name, module in model.model.named_modules()
-    ]
-
-
 def test_same_seed_same_result(nodes, model):
-    target, latent = imagic.conditioning(), imagic.latent()
+    target, latent = given.conditioning(), given.latent()
 
     def run(seed):
         torch.manual_seed(seed + 50)  # the global generator must not matter
@@ -155,7 +111,7 @@ def test_same_seed_same_result(nodes, model):
 
 
 def test_a_batch_is_several_photographs(nodes, model):
-    target, latent = imagic.conditioning(), imagic.latent(count=2)
+    target, latent = given.conditioning(), given.latent(count=2)
     first = {"samples": latent["samples"][:1]}
     both, _ = nodes.optimize(model, target, latent, 3, RATE, 0)
     one, _ = nodes.optimize(model, target, first, 3, RATE, 0)
@@ -163,7 +119,7 @@ def test_a_batch_is_several_photographs(nodes, model):
 
 
 def test_a_mask_says_where_to_be_faithful(nodes, model):
-    target, latent = imagic.conditioning(), imagic.latent()
+    target, latent = given.conditioning(), given.latent()
     mask = torch.zeros(1, 64, 64)
     mask[:, :, :32] = 1
     left = {**latent, "noise_mask": mask}
@@ -177,17 +133,12 @@ def test_a_mask_says_where_to_be_faithful(nodes, model):
 
 
 def test_recomputing_blocks_changes_nothing(nodes, model):
-    target, latent = imagic.conditioning(), imagic.latent()
-    kept, recomputed = (
-        nodes.gradients(model, target, latent, recompute=on) for on in (False, True)
-    )
-    assert kept.keys() == recomputed.keys()
-    for name in kept:
-        assert imagic.apart([recomputed[name]], [kept[name]]) < 1e-4, name
+    target, latent = given.conditioning(), given.latent()
+    given.assert_recomputing_changes_nothing(nodes, model, target, latent)
 
 
 def test_saving_memory_learns_the_same(nodes, model):
-    target, latent = imagic.conditioning(), imagic.latent()
+    target, latent = given.conditioning(), given.latent()
     tokens, loras, losses = [], [], []
     for save_memory in ("off", "on"):
         optimized, a = nodes.optimize(model, target, latent, 2, RATE, 0, save_memory=save_memory)
@@ -199,8 +150,8 @@ def test_saving_memory_learns_the_same(nodes, model):
         losses.append(a["loss"] + b["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     # All of the movement, for Adam moves single numbers by what rounding leaves of their gradient.
-    assert imagic.apart([tokens[1]], [tokens[0]]) < 0.02
-    assert imagic.apart(loras[1], loras[0]) < 0.02
+    assert given.apart([tokens[1]], [tokens[0]]) < 0.02
+    assert given.apart(loras[1], loras[0]) < 0.02
 
 
 def test_out_of_memory_starts_over_with_recomputed_blocks(nodes, model, monkeypatch):
@@ -215,29 +166,34 @@ def test_out_of_memory_starts_over_with_recomputed_blocks(nodes, model, monkeypa
         return real(*args, **kwargs)
 
     monkeypatch.setattr(host, "trainable", starved)
-    target, latent = imagic.conditioning(), imagic.latent()
+    target, latent = given.conditioning(), given.latent()
     nodes.optimize(model, target, latent, 1, RATE, 0)
     assert modes == [False, True]
     with pytest.raises(RuntimeError, match="Imagic Optimize Embedding: not enough memory"):
         nodes.optimize(model, target, latent, 1, RATE, 0, save_memory="off")
 
 
-def test_progress_shows_every_step_with_a_picture(nodes, model, monkeypatch):
+@pytest.mark.parametrize("seconds", [0.0, 1000.0])
+def test_progress_shows_every_step_and_a_picture_now_and_then(nodes, model, seconds, monkeypatch):
     import comfy.utils
 
     shown = []
     monkeypatch.setattr(
         comfy.utils, "PROGRESS_BAR_HOOK", lambda *args, **kwargs: shown.append(args)
     )
-    nodes.optimize(model, imagic.conditioning(), imagic.latent(), 3, RATE, 0)
+    monkeypatch.setattr(nodes.module.nodes.progress, "SECONDS_BETWEEN_PICTURES", seconds)
+    nodes.optimize(model, given.conditioning(), given.latent(), 3, RATE, 0)
     assert [(value, total) for value, total, _ in shown] == [(1, 3), (2, 3), (3, 3)]
-    for _, _, (kind, picture, _) in shown:
+    pictures = [preview for _, _, preview in shown]
+    # The first and the last are always shown.
+    assert [p is None for p in pictures] == [False, seconds > 0, False]
+    for kind, picture, _ in filter(None, pictures):
         assert kind == "JPEG" and picture.width == 320 and picture.height == 400
         assert picture.crop((0, 0, 320, 320)).getextrema() != ((0, 0), (0, 0), (0, 0))
 
 
 def _bad_inputs():
-    plain, image = imagic.conditioning, imagic.latent
+    plain, image = given.conditioning, given.latent
     nan = image()
     nan["samples"] = nan["samples"] * float("nan")
     empty_mask = {**image(), "noise_mask": torch.zeros(1, 64, 64)}
@@ -260,7 +216,7 @@ def _bad_inputs():
 @pytest.mark.parametrize("case", list(_bad_inputs()))
 def test_bad_input_is_refused_before_the_long_work(nodes, model, case, monkeypatch):
     target, latent, message = _bad_inputs()[case]
-    before = imagic.weights(model)
+    before = given.weights(model)
     steps = []
     reporter = nodes.module.nodes.progress.Reporter
     monkeypatch.setattr(reporter, "__call__", lambda *_: steps.append(1))
@@ -271,23 +227,11 @@ def test_bad_input_is_refused_before_the_long_work(nodes, model, case, monkeypat
     ):
         nodes.finetune(model, target, latent, "lora", 1, 1e-3, 0)
     assert not steps
-    assert_weights(model, before)
-
-
-def test_a_quantised_model_is_refused(nodes, comfy, tiny_checkpoint):
-    quantised = imagic.load(tiny_checkpoint)
-    with torch.inference_mode():
-        layer = quantised.model.diffusion_model.time_embed[0]
-        layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
-    message = r"'model' is quantised \(time_embed.0.weight .*int8\).*load"
-    with pytest.raises(ValueError, match=f"^Imagic Optimize Embedding: {message}"):
-        nodes.optimize(quantised, imagic.conditioning(), imagic.latent(), 1, RATE, 0)
-    with pytest.raises(ValueError, match=f"^Imagic Fine-tune Model: {message}"):
-        nodes.finetune(quantised, imagic.conditioning(), imagic.latent(), "lora", 1, 1e-3, 0)
+    given.assert_weights(model, before)
 
 
 def test_interpolation_carries_everything_through(nodes):
-    target, optimized = imagic.conditioning(0), imagic.conditioning(1)
+    target, optimized = given.conditioning(0), given.conditioning(1)
     target[0][1]["guidance"] = 3.5
     ((tokens, options),) = nodes.interpolate(target, optimized, 0.25)[0]
     for found, name in ((tokens, 0), (options["pooled_output"], None)):
@@ -297,13 +241,13 @@ def test_interpolation_carries_everything_through(nodes):
 
 
 def test_projection_node_sets_identity_and_edit(nodes):
-    target, optimized = imagic.conditioning(0), imagic.conditioning(1)
+    target, optimized = given.conditioning(0), given.conditioning(1)
     project = nodes.nodes["ImagicProjectConditioning"]
     ((kept, options),) = project.execute(target, optimized, 1.0, 0.0).result[0]
     assert torch.equal(kept, optimized[0][0])
     assert torch.equal(options["pooled_output"], optimized[0][1]["pooled_output"])
     with pytest.raises(ValueError, match="Imagic Project Conditioning: .* do not match"):
-        project.execute(imagic.conditioning(), imagic.conditioning(tokens=154), 1.0, 1.0)
+        project.execute(given.conditioning(), given.conditioning(width=1024), 1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +300,7 @@ def test_the_papers_recipe_is_to_the_letter(nodes, model, monkeypatch):
 
     monkeypatch.setattr(core.optimize_embedding, "optimize_embedding", stop)
     monkeypatch.setattr(core.finetune_model, "finetune_model", stop)
-    text, latent = imagic.conditioning(), imagic.latent()
+    text, latent = given.conditioning(), given.latent()
     with pytest.raises(_Stop):
         nodes.optimize(model, text, latent, 3, 0.5, 9, recipe="paper", batch_size=7)
     made = []
@@ -371,13 +315,6 @@ def test_the_papers_recipe_is_to_the_letter(nodes, model, monkeypatch):
     assert made == ["full"]
 
 
-def test_interpolation_of_different_sentences_is_refused(nodes):
-    with pytest.raises(ValueError, match=r"'target' and 'optimized' do not match.*77.*154"):
-        nodes.interpolate(imagic.conditioning(), imagic.conditioning(tokens=154), 0.5)
-
-
-def assert_weights(model, before):
-    now = imagic.weights(model)
-    assert now.keys() == before.keys()
-    different = [k for k in before if not torch.equal(before[k], now[k])]
-    assert not different
+def test_interpolation_between_two_text_encoders_is_refused(nodes):
+    with pytest.raises(ValueError, match=r"'target' and 'optimized' do not match.*768.*1024"):
+        nodes.interpolate(given.conditioning(), given.conditioning(width=1024), 0.5)

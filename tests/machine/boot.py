@@ -20,8 +20,16 @@ def end_with_starter(starter: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-# As Ctrl-C, which cleans up, but also where Ctrl-C is ignored, as in a shell's background job.
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+def interrupt(*_: object) -> None:
+    """As Ctrl-C, which cleans up, but also where that is ignored, as in a shell's background job.
+
+    Once: who is told together with its starter is told again by it.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+signal.signal(signal.SIGTERM, interrupt)
 if os.name != "nt":  # Windows gives no new parent to a process whose own has ended.
     threading.Thread(target=end_with_starter, args=[os.getppid()], daemon=True).start()
 packages, command, *arguments = sys.argv[1:]

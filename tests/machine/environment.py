@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,11 +25,13 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Not resolved: a pack that is linked into custom_nodes lies in that ComfyUI.
 TESTS = Path(os.path.abspath(__file__)).parent.parent
 REPOSITORY = TESTS.parent
 MADE = REPOSITORY / ".host"
+BOOT = TESTS / "machine" / "boot.py"
 STAMP = ".complete"
 
 # The wheel carries an unchanged ComfyUI 0.3.75, the only way to one from a package index.
@@ -56,21 +59,26 @@ class Host:
     python: Path
     packages: Path
 
-    def run(self, *command: str | Path) -> int:
-        """Run a module or script of the tests in the host's Python; returns its exit code."""
+    def run(self, *command: str | Path, cwd: Path | None = None) -> int:
+        """Run a module or script of the tests in the host's Python; returns its exit code.
+
+        It works in the folder ``cwd``, or in the repository.
+        """
         environ = os.environ | {
             "COMFYUI_PATH": str(self.comfyui),
             "COMFYUI_PYTHON": str(self.python),
             "PYTHONUTF8": "1",
         }
-        boot = [self.python, "-s", TESTS / "machine" / "boot.py", self.packages]
-        process = subprocess.Popen([*map(str, [*boot, *command])], env=environ, cwd=REPOSITORY)
-        # Ctrl-C reaches the child as well: let it end its server before we end.
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                continue
+        words = [self.python, "-s", BOOT, self.packages, *command]
+        process = subprocess.Popen([*map(str, words)], env=environ, cwd=cwd or REPOSITORY)
+        # What ends us shall end the child's server, too, before we end. Ctrl-C reaches it as well.
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            while True:
+                with contextlib.suppress(KeyboardInterrupt):
+                    return process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def prepare() -> Host:
@@ -105,6 +113,18 @@ def prepared() -> Host:
     except KeyboardInterrupt:
         print("\nset-up cancelled; run the same command again to finish it", flush=True)
         raise SystemExit(130) from None
+
+
+def in_host() -> None:
+    """Go on with the running script in a host's Python, set up first where that is missing.
+
+    For the head of a script, before it imports what only a host has. There the script starts anew,
+    in the same folder and with the same arguments, and this function returns at once.
+    """
+    if str(BOOT) not in sys.orig_argv:
+        script = Path(sys.argv[0]).absolute()
+        script = script / "__main__.py" if script.is_dir() else script
+        raise SystemExit(prepared().run(script, *sys.argv[1:], cwd=Path.cwd()))
 
 
 def is_comfyui(folder: Path) -> bool:
@@ -260,7 +280,7 @@ class _Setup:
         log = MADE / "setup.log"
         # An orphan of a killed set-up holds the lock until it ends, and so cannot write into
         # the next one's folders.
-        keep = {} if os.name == "nt" else {"pass_fds": (self.lock,)}
+        keep: dict[str, Any] = {} if os.name == "nt" else {"pass_fds": (self.lock,)}
         environ = os.environ | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
         environ.pop("PYTHONPATH", None)
         with log.open("a", encoding="utf-8") as file:
@@ -346,7 +366,7 @@ def _lock() -> Iterator[int]:
 
 def _try_lock(descriptor: int) -> bool:
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)

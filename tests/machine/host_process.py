@@ -8,12 +8,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from machine.environment import REPOSITORY
 
 PACK = "ComfyUI-Imagic"
 
@@ -51,10 +54,11 @@ def make_base(
         link_folder(folder / "custom_nodes" / other.name, other)
     for checkpoint in checkpoints:
         put_file(checkpoint, folder / "models/checkpoints" / checkpoint.name)
-    for file in models.glob("*/*") if models else ():
-        target = folder / "models" / file.relative_to(models)
-        target.parent.mkdir(exist_ok=True)
-        put_file(file, target)
+    if models:
+        for file in models.glob("*/*"):
+            target = folder / "models" / file.relative_to(models)
+            target.parent.mkdir(exist_ok=True)
+            put_file(file, target)
 
 
 def put_file(source: Path, target: Path) -> None:
@@ -114,10 +118,9 @@ class Server:
 @contextlib.contextmanager
 def serve(
     comfyui: Path,
-    python: Path,
-    pack: Path,
     checkpoints: Iterable[Path] = (),
     *,
+    pack: Path = REPOSITORY,
     models: Path | None = None,
     more_packs: Iterable[Path] = (),
     cpu: bool = True,
@@ -125,6 +128,8 @@ def serve(
     timeout: float = 240,
 ) -> Iterator[Server]:
     """Start a server on a free loopback port; yield it when it answers; end it always.
+
+    It runs in this process's own Python, which must be ComfyUI's.
 
     It reads and writes only a temporary base directory, removed afterwards, in which ``pack`` and
     ``more_packs`` are the only custom nodes, and ``checkpoints`` and what lies in the folders of
@@ -139,7 +144,7 @@ def serve(
         port = free_port()
         log = base / "server.log"
         command = [
-            python, "-s", Path(__file__).parent / "host_main.py", comfyui,
+            sys.executable, "-s", Path(__file__).parent / "host_main.py", comfyui,
             "--listen", "127.0.0.1", "--port", port, *base_arguments(base),
             *(["--cpu"] if cpu else []), *options,
         ]  # fmt: skip
@@ -156,7 +161,7 @@ def serve(
         finally:
             _end(process)
     finally:
-        _remove(base)
+        remove_base(base)
 
 
 def free_port() -> int:
@@ -184,7 +189,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _remove(base: Path) -> None:
+def remove_base(base: Path) -> None:
+    """Remove what ``make_base`` laid out, and all that came into it."""
     # First the links, so that no way of removing a folder can follow one into the repository.
     with contextlib.suppress(OSError):
         for link in (base / "custom_nodes").iterdir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -190,9 +191,30 @@ def test_host_packages_win_over_the_tests_own(
     assert "['a', 'b'] False" in capfd.readouterr().out
 
 
+def test_script_goes_on_in_the_host_where_the_user_stands(
+    tmp_path: Path, comfyui_folder: Path
+) -> None:
+    script = tmp_path / "tool.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(environment.TESTS)!r})\n"
+        "from machine.environment import in_host\nprint('here', flush=True)\nin_host()\n"
+        "import os\nimport torch\nprint(os.getcwd(), sys.argv[1:])\nraise SystemExit(3)\n"
+    )
+    # What it starts in has the standard library alone.
+    command = [sys.executable, "-S", "-s", script, "a b"]
+    host = {"COMFYUI_PATH": str(comfyui_folder), "COMFYUI_PYTHON": sys.executable}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | host
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count("here\n") == 2
+    assert done.stdout.endswith(f"{tmp_path} ['a b']\n")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX only")
-def test_command_in_the_host_ends_cleanly_when_its_starter_is_killed(
-    tmp_path: Path, module_file: Callable[[str, str], Path]
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
+def test_command_in_the_host_ends_cleanly_with_its_starter(
+    tmp_path: Path, module_file: Callable[[str, str], Path], sent: int
 ) -> None:
     module_file(
         "long_work",
@@ -205,15 +227,17 @@ def test_command_in_the_host_ends_cleanly_when_its_starter_is_killed(
         from machine.environment import Host, Path
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background job
         folder = Path({str(tmp_path)!r})
-        Host(folder, Path(sys.executable), folder / "packages").run("long_work")
+        sys.exit(Host(folder, Path(sys.executable), folder / "packages").run("long_work"))
     """
     starter = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert starter.stdout and starter.stdout.readline() == "working\n"
-    starter.kill()
+    starter.send_signal(sent)
     assert "cleaned up" in starter.communicate(timeout=10)[0]
+    # Who can, waits for the cleaning up.
+    assert (starter.returncode == -sent) is (sent == signal.SIGKILL)
 
 
 @pytest.fixture
@@ -232,3 +256,9 @@ def test_pack_and_core_nodes_in_this_process(pack: ModuleType) -> None:
     assert {"KSampler", "ImagicOptimizeEmbedding"} <= set(nodes.NODE_CLASS_MAPPINGS)
     assert Path(nodes.__file__).name == "nodes.py", "the pack's own folder hides ComfyUI's module"
     assert pack.imagic_core.__name__.endswith("Imagic.imagic_core")
+
+
+def test_loading_the_pack_changes_nothing_in_the_host(
+    pack: ModuleType, changed_by_loading: list[str]
+) -> None:
+    assert changed_by_loading == []

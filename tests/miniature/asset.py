@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from miniature import layout
 from safetensors.numpy import load_file, save_file
+
+from miniature import layout
 
 FOLDER = Path(__file__).resolve().parent / "asset"
 PART_BYTES = 14_000_000

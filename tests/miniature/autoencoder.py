@@ -6,6 +6,8 @@ come back as zeros in `layout.taesd_tensors`. Pictures are [B, 3, H, W] in [0, 1
 [B, 4, H/8, W/8].
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -16,7 +18,7 @@ BLOCKS = (3, 3, 2, 0)
 ENCODER_BLOCKS = (3, 2, 1, 0)
 
 
-def _conv(n_in: int, n_out: int, **options: object) -> nn.Conv2d:
+def _conv(n_in: int, n_out: int, **options: Any) -> nn.Conv2d:
     layer = nn.Conv2d(n_in, n_out, 3, padding=1, **options)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     if layer.bias is not None:
@@ -30,11 +32,10 @@ class Block(nn.Module):
     def __init__(self, width: int) -> None:
         """Start with a small last convolution, so that deep stacks start near the identity."""
         super().__init__()
-        self.conv = nn.Sequential(
-            _conv(width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width)
-        )
+        first, middle, last = (_conv(width, width) for _ in range(3))
         with torch.no_grad():
-            self.conv[4].weight.mul_(0.3)
+            last.weight.mul_(0.3)
+        self.conv = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, width, H, W] to the same shape."""
@@ -78,9 +79,9 @@ class Autoencoder(nn.Module):
             Level(half, full, BLOCKS[3]),
         ])
         self.to_picture = _conv(full, 3)
+        self.to_picture.bias = nn.Parameter(torch.full((3,), 0.5))
         with torch.no_grad():
             self.to_picture.weight.mul_(0.2)
-            self.to_picture.bias.fill_(0.5)
             self.to_latent.weight.mul_(0.5)
 
     def encode(self, picture: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+
 from miniature import metrics, reader, world
 from miniature.captions import caption
 from miniature.world import Attributes, Identity
@@ -11,7 +12,7 @@ KINDS = ("pose", "place", "accessory")
 
 
 @dataclass(frozen=True)
-class Edit:
+class KnownEdit:
     """One edit; pictures are uint8 [128, 128, 3]."""
 
     name: str
@@ -32,7 +33,7 @@ class Verdict:
     kept: bool
 
 
-def edits(count: int, split: str = "heldout") -> list[Edit]:
+def edits(count: int, split: str = "heldout") -> list[KnownEdit]:
     """The first `count` edits: one a dog, pose, place and accessory in turn."""
     made = []
     for index in range(count):
@@ -44,7 +45,7 @@ def edits(count: int, split: str = "heldout") -> list[Edit]:
         values = {"pose": world.POSES, "place": world.PLACES, "accessory": world.ACCESSORIES}[kind]
         other = str(rng.choice([v for v in values if v != getattr(now, kind)]))
         wanted = now._replace(**{kind: other})
-        made.append(Edit(
+        made.append(KnownEdit(
             f"{index:03d} {kind}: {getattr(now, kind)} to {other}", kind,
             world.render(who, now), world.render(who, wanted), caption(now), caption(wanted),
             who, wanted,
@@ -59,7 +60,7 @@ class Judge:
         """Load the reader once."""
         self.reader = reader.load()
 
-    def __call__(self, edit: Edit, result: np.ndarray) -> Verdict:
+    def __call__(self, edit: KnownEdit, result: np.ndarray) -> Verdict:
         """Whether the asked attribute is there, and whether all else is as it was."""
         (found,) = reader.read(self.reader, result[None])
         outside = metrics.outside_error(result, edit.source, edit.truth)

@@ -44,7 +44,7 @@ def slots(shape: Shape) -> Slots:
 
     A key without a name is the pass-through block: zeros, but for its skip's identity.
     """
-    s, out = shape, {}
+    s, out = shape, Slots()
     fine, coarse, time = np.arange(s.fine), np.arange(s.coarse), np.arange(s.time)
     four, text, all_in = np.arange(4), np.arange(s.text), np.arange(FULL)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from miniature import world
-from miniature.asset import FOLDER
-from miniature.world import Attributes, Identity
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
+
+from miniature import world
+from miniature.asset import FOLDER
+from miniature.world import Attributes, Identity
 
 FILE = FOLDER / "reader.safetensors"
 NO_DOG = "none of these"

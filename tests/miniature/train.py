@@ -114,15 +114,17 @@ class Tools:
 
     def __init__(self, model: torch.nn.Module, outside: tuple[str, ...], setting: dict) -> None:
         """`outside` are the prefixes of names that AdamW takes."""
-        hidden, rest = [], []
+        hidden: list[torch.Tensor] = []
+        rest: list[torch.Tensor] = []
         for name, p in model.named_parameters():
             if not p.requires_grad:
                 continue
             (hidden if p.ndim >= 2 and not name.startswith(outside) else rest).append(p)
         self.parameters = [*hidden, *rest]
         self.rates = (setting["lr"], setting["lr_rest"])
-        self.each = (Muon(hidden, self.rates[0]),
-                     torch.optim.AdamW(rest, self.rates[1], betas=(0.9, 0.99), weight_decay=0.0))
+        self.each: tuple[torch.optim.Optimizer, ...] = (
+            Muon(hidden, self.rates[0]),
+            torch.optim.AdamW(rest, self.rates[1], betas=(0.9, 0.99), weight_decay=0.0))
 
     def step(self, loss: torch.Tensor, factor: float) -> None:
         """Backward, clip to norm 1, and step at `factor` of the full rates."""
@@ -151,14 +153,14 @@ class Fitting:
                  average: dict[str, torch.Tensor] | None = None) -> None:
         """Go on from the stage's file where there is one."""
         self.setting, self.path = run.config[stage], run.work / f"{stage}.pt"
-        self.model, self.average = model, average
+        self.model, self.average = model, average or {}
         self.tools = Tools(model, outside, self.setting)
         self.clock = Clock(self.setting["minutes"], self.setting.get("steps"))
         self.progress = 0.0
         if self.path.exists():
             state = torch.load(self.path, map_location=run.device)
             model.load_state_dict(state["model"])
-            self.average = state.get("average")
+            self.average = state.get("average", {})
             self.tools.load(state["optimisers"])
             self.clock.load(state["clock"])
             self.progress = self.clock.progress()
@@ -166,7 +168,7 @@ class Fitting:
     def step(self, loss: torch.Tensor) -> None:
         """One step of the optimisers, at the rate that the progress asks for."""
         self.tools.step(loss, decay(self.progress, self.clock.step, 50))
-        if self.average is not None:
+        if self.average:
             n = self.clock.step
             keep = min(self.setting["ema"], (1 + n) / (10 + n))
             torch._foreach_lerp_(list(self.average.values()),
@@ -179,7 +181,7 @@ class Fitting:
 
     def save(self, **more: object) -> None:
         """Write the file."""
-        kept = {} if self.average is None else {"average": self.average}
+        kept = {"average": self.average} if self.average else {}
         save(self.path, {"model": self.model.state_dict(), "optimisers": self.tools.state(),
                          "clock": self.clock.state(), **kept, **more})
 
@@ -331,7 +333,8 @@ class Texts:
 
     def __init__(self, device: torch.device) -> None:
         """Start empty."""
-        self.states, self.device, self.known = TextStates(), device, {}
+        self.states, self.device = TextStates(), device
+        self.known: dict[str, torch.Tensor] = {}
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         """[B, 77, dimensions]."""

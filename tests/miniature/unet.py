@@ -7,11 +7,14 @@ through group norm, SiLU and convolution. So training runs on the living channel
 """
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
-from miniature.layout import FULL, HEAD, Shape
 from torch import nn
 from torch.nn import functional as F
+
+from miniature.layout import FULL, HEAD, Shape
 
 
 def _conv(n_in: int, n_out: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -147,12 +150,12 @@ class UNet(nn.Module):
         second = self.fine_in(first, time)
         h = self.down(second)
         skips = [h]
-        for block, attend in self.coarse_in:
+        for block, attend in cast(Iterable[nn.ModuleList], self.coarse_in):
             h = attend(block(h, time), text)
             skips.append(h)
         h = self.middle[0](h, time)
         h = self.middle[2](self.middle[1](h, text), time)
-        for block, attend in self.coarse_out:
+        for block, attend in cast(Iterable[nn.ModuleList], self.coarse_out):
             h = attend(block(torch.cat([h, skips.pop()], 1), time), text)
         h = self.up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         h = self.fine_out(torch.cat([h, second], 1), time)

@@ -1,6 +1,6 @@
 // Builds a workflow on the canvas from the description that workflows.py makes.
 // Columns go from left to right, a frame around each run of columns that shares a title.
-async ({ id, name, nodes, links, columns, form, box }) => {
+async ({ id, name, packs, nodes, links, columns, form, box }) => {
   const GAP = { x: 30, y: 50, frame: 15, title: LiteGraph.NODE_TITLE_HEIGHT }
   // What a user is to touch stands out.
   const TOUCH = LGraphCanvas.node_colors.green
@@ -51,6 +51,8 @@ async ({ id, name, nodes, links, columns, form, box }) => {
       if (!widget) throw new Error(`${type} has no widget '${name}'`)
       widget.value = value
     }
+    const from = node.constructor.nodeData?.python_module
+    if (from) Object.assign(node.properties, from.startsWith('custom_nodes') ? packs.ours : packs.core)
     if (models.length) node.properties.models = models
     if (title) Object.assign(node, { title, color: TOUCH.color, bgcolor: TOUCH.bgcolor })
     const least = node.computeSize()

@@ -1,31 +1,20 @@
-"""What ComfyUI's own front end does over HTTP and the web socket, as plain calls."""
+"""A front end: the calls of the HTTP API, and what the server tells over the web socket."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import queue
 import threading
-import urllib.error
-import urllib.parse
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
+from PIL import Image
 
-Prompt = dict[str, dict[str, Any]]
-
-
-class PromptRejected(Exception):
-    """The server did not accept a prompt; ``errors`` is its answer."""
-
-    def __init__(self, errors: dict[str, Any]) -> None:
-        super().__init__(json.dumps(errors, indent=1))
-        self.errors = errors
+from talk.api import Api, Prompt
 
 
 class PromptFailed(Exception):
@@ -62,12 +51,11 @@ class Result:
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-class Client:
+class Client(Api):
     """One front end connected to the server at ``url``; use it as a context manager."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self.id = uuid.uuid4().hex
+        super().__init__(url)
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._connected = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -82,27 +70,6 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._reader.cancel)
         self._thread.join()
-
-    def get(self, path: str, **query: str) -> Any:
-        """Return the JSON that a GET of ``path`` answers."""
-        return json.loads(self._request(path, query=query))
-
-    def post(self, path: str, body: dict[str, Any] | None = None) -> bytes:
-        """Return what a POST of ``body`` as JSON answers."""
-        return self._request(path, json.dumps(body or {}).encode(), "application/json")
-
-    def queue(self, prompt: Prompt, workflow: dict[str, Any] | None = None) -> str:
-        """Queue a prompt in the API's format and return its id.
-
-        Raises:
-            PromptRejected: it names unknown nodes, lacks inputs, or has values out of range.
-        """
-        extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
-        body = {"prompt": prompt, "client_id": self.id, "extra_data": extra}
-        try:
-            return str(json.loads(self.post("/prompt", body))["prompt_id"])
-        except urllib.error.HTTPError as error:
-            raise PromptRejected(json.loads(error.read())) from None
 
     def events(self, prompt_id: str, timeout: float = 900) -> Iterator[Event]:
         """Yield the messages of one prompt until its record is in the history.
@@ -155,45 +122,13 @@ class Client:
         result.outputs = self.history(prompt_id)["outputs"]
         return result
 
-    def history(self, prompt_id: str) -> dict[str, Any]:
-        """Return the server's record of a prompt that has ended."""
-        return dict(self.get(f"/history/{prompt_id}")[prompt_id])
-
-    def interrupt(self) -> None:
-        """Cancel the prompt that runs now."""
-        self.post("/interrupt")
-
-    def upload(self, picture: Path) -> str:
-        """Put a picture into the server's input folder; return the name that LoadImage knows."""
-        boundary = uuid.uuid4().hex
-        head = (
-            f"--{boundary}\r\nContent-Disposition: form-data; "
-            f'name="image"; filename="{picture.name}"\r\n\r\n'
-        )
-        body = head.encode() + picture.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
-        kind = f"multipart/form-data; boundary={boundary}"
-        return str(json.loads(self._request("/upload/image", body, kind))["name"])
-
-    def picture(self, output: dict[str, str]) -> bytes:
-        """Return the encoded image that an entry of a node's ``images`` output names."""
-        return self._request("/view", query=output)
-
     def pictures(self, result: Result, node: str) -> list[bytes]:
         """Return the encoded images that a node saved."""
         return [self.picture(entry) for entry in result.outputs[node]["images"]]
 
-    def _request(
-        self,
-        path: str,
-        body: bytes | None = None,
-        kind: str | None = None,
-        query: dict[str, str] | None = None,
-    ) -> bytes:
-        address = self.url + path + ("?" + urllib.parse.urlencode(query) if query else "")
-        headers = {"Content-Type": kind} if kind else {}
-        request = urllib.request.Request(address, body, headers)  # noqa: S310 - our own server
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-            return bytes(answer.read())
+    def images(self, result: Result, node: str) -> list[Image.Image]:
+        """Return the images that a node saved, in RGB."""
+        return [Image.open(io.BytesIO(p)).convert("RGB") for p in self.pictures(result, node)]
 
     def _listen(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from talk.client import Prompt
+from talk.api import Prompt
 
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 _NOTES = ("Note", "MarkdownNote")
@@ -31,16 +31,21 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
     return prompt
 
 
+def nodes_of(prompt: Prompt, kind: str) -> list[str]:
+    """The ids of all nodes of a type, in the order of the workflow."""
+    return [key for key, node in prompt.items() if node["class_type"] == kind]
+
+
 def find(prompt: Prompt, class_type: str) -> dict[str, Any]:
     """Return the inputs of the only node of a class, to be read and changed.
 
     Raises:
         ValueError: there is none, or more than one.
     """
-    found = [node["inputs"] for node in prompt.values() if node["class_type"] == class_type]
+    found = nodes_of(prompt, class_type)
     if len(found) != 1:
         raise ValueError(f"{len(found)} nodes are {class_type}, expected one")
-    return found[0]
+    return prompt[found[0]]["inputs"]
 
 
 def _widget_values(node: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ was stopped or where something failed. `report` makes OUT/scores.md, OUT/scores.
 OUT/curves.png (figure 9) and OUT/page/index.html (figure 8) anew; `run` ends with it. Let people
 open the page and choose; `answers` turns the files that they download there into rates.
 
-It needs a Python with Pillow and aiohttp: ComfyUI's own. Every server must have this pack. Nothing
-is left in a server's input and output folders: pictures go through its temporary one.
+Every server must have this pack. Nothing is left in a server's input and output folders: pictures
+go through its temporary one.
 """
 
 import argparse
@@ -20,15 +20,21 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 # This folder itself must not be on the path: its modules are named within tedbench.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tedbench import answers, benchmark, curves, page, protocol, scores  # noqa: E402
-from tedbench.farm import Farm  # noqa: E402
-from tedbench.protocol import METHODS, Protocol, ProtocolError  # noqa: E402
-from tedbench.servers import Server, Unusable, check, defaults  # noqa: E402
-from tedbench.store import Store  # noqa: E402
+from machine.environment import in_host
+
+if __name__ == "__main__":
+    in_host()
+
+from tedbench import answers, benchmark, curves, page, protocol, scores
+from tedbench.farm import Farm
+from tedbench.protocol import METHODS, Protocol, ProtocolError
+from tedbench.servers import Unusable, Worker, check, defaults
+from tedbench.store import Store
 
 KNOWN = {f.name: f.default for f in dataclasses.fields(Protocol)}
 
@@ -78,13 +84,13 @@ def run(given: argparse.Namespace) -> int:
     """Run edits; return the exit code."""
     stop = threading.Event()
     edits = benchmark.choose(benchmark.read(given.tedbench), given.edits)
-    servers = [Server(url, stop) for url in dict.fromkeys(given.server)]
+    servers = [Worker(url, stop) for url in dict.fromkeys(given.server)]
     described = [server.describe() for server in servers]
     for server, nodes in zip(servers, described, strict=True):
         missing = [n for n in ("ImagicOptimizeEmbedding", "ImagicFinetuneModel") if n not in nodes]
         if missing:
             raise Unusable(f"{server.url} does not have this pack: no {', '.join(missing)}")
-    trained = {}
+    trained: dict[str, Any] = {}
     for stage, node in (
         ("optimize", "ImagicOptimizeEmbedding"), ("finetune", "ImagicFinetuneModel")
     ):  # fmt: skip
@@ -121,7 +127,7 @@ def report(store: Store, fixed: Protocol) -> None:
     found = scores.report(store, fixed)
     drawn = curves.picture(found)
     if drawn:
-        drawn.save(store.folder / "curves.png")
+        drawn.savefig(store.folder / "curves.png")
     choices = page.write_page(store, fixed)
     print((store.folder / "scores.md").read_text(encoding="utf-8"))
     print(f"{choices} blind choices: {(store.folder / 'page' / 'index.html').absolute()}")
@@ -130,9 +136,8 @@ def report(store: Store, fixed: Protocol) -> None:
 def main() -> int:
     """Do what the command line says; return the exit code."""
     given = arguments()
-    # A run that a scheduler ends, or a shell has in the background, takes its prompts back too.
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)
+    # A run that a shell has in the background takes its prompts back, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if given.command == "run":
             return run(given)

@@ -9,9 +9,6 @@ from typing import Any
 from tedbench.page import BASELINES, NAMES
 from tedbench.store import write
 
-# The normal distribution's 97.5 % quantile.
-Z = 1.959963984540054
-
 
 class AnswersError(Exception):
     """A file that is not a person's answers to this page."""
@@ -19,12 +16,13 @@ class AnswersError(Exception):
 
 def wilson(chosen: int, of: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson, 1927), both ends in 0..1; of nothing, all of 0..1."""
+    # Takes seconds to load, of which the other commands have no use.
+    from scipy.stats import binomtest
+
     if not of:
         return 0.0, 1.0
-    share, square = chosen / of, Z * Z / of
-    middle = (share + square / 2) / (1 + square)
-    half = Z * (share * (1 - share) / of + square / (4 * of)) ** 0.5 / (1 + square)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    found = binomtest(chosen, of).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def read(files: list[Path], key: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -57,12 +55,12 @@ def rates(people: dict[str, dict[str, str]], key: dict[str, Any]) -> list[dict[s
             trial = key["trials"][token]
             tally[trial["baseline"]][0] += side == trial["ours"]
             tally[trial["baseline"]][1] += 1
-    rows = [(NAMES[baseline], *counts) for baseline, counts in tally.items()]
-    rows.append(("both", *map(sum, zip(*tally.values(), strict=True))))
+    rows = [(NAMES[baseline], counts) for baseline, counts in tally.items()]
+    rows.append(("both", [sum(counts) for counts in zip(*tally.values(), strict=True)]))
     return [
         {"over": name, "preferred": chosen, "choices": of, "rate": chosen / of if of else None,
          "interval": list(wilson(chosen, of))}
-        for name, chosen, of in rows
+        for name, (chosen, of) in rows
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ class BenchmarkError(Exception):
 
 
 @dataclass(frozen=True)
-class Edit:
+class Task:
     """One photograph and the sentence that it shall show."""
 
     picture: Path
@@ -25,7 +25,7 @@ class Edit:
         return f"{self.picture.name}-{self.text.strip().removesuffix('.').replace(' ', '_')}"
 
 
-def read(folder: Path) -> list[Edit]:
+def read(folder: Path) -> list[Task]:
     """The edits of a folder with `input_list.json` and `originals/`, in its own order.
 
     Raises:
@@ -33,7 +33,7 @@ def read(folder: Path) -> list[Edit]:
     """
     try:
         listed = json.loads((folder / "input_list.json").read_text(encoding="utf-8"))
-        edits = [Edit(folder / "originals" / e["img_name"], e["target_text"]) for e in listed]
+        edits = [Task(folder / "originals" / e["img_name"], e["target_text"]) for e in listed]
     except OSError as error:
         raise BenchmarkError(f"{folder} is not a TEdBench folder: {error}") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -57,7 +57,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "input_list.json").read_bytes()).hexdigest()
 
 
-def choose(edits: list[Edit], wanted: list[str]) -> list[Edit]:
+def choose(edits: list[Task], wanted: list[str]) -> list[Task]:
     """Some of the edits, in the benchmark's order.
 
     Args:

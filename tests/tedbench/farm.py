@@ -8,13 +8,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from talk.client import PromptRejected
+from talk.api import PromptRejected
 
 from tedbench import scores
-from tedbench.benchmark import Edit
+from tedbench.benchmark import Task
 from tedbench.prompts import SEEN, method_prompt, picture_node
 from tedbench.protocol import Protocol
-from tedbench.servers import JobFailed, Server, ServerLost, Stopped
+from tedbench.servers import JobFailed, ServerLost, Stopped, Worker
 from tedbench.store import Store, is_blank
 
 # One runs and one waits in the server's own queue, so that it never idles.
@@ -38,7 +38,7 @@ class Farm:
         self,
         store: Store,
         protocol: Protocol,
-        edits: Sequence[Edit],
+        edits: Sequence[Task],
         methods: Sequence[str],
         say: Callable[[str], None] = print,
     ) -> None:
@@ -53,7 +53,7 @@ class Farm:
         self._changed = threading.Condition()
         self._open = sum(len(self._missing(edit)) for edit in edits)
 
-    def run(self, servers: Sequence[Server], stop: threading.Event) -> None:
+    def run(self, servers: Sequence[Worker], stop: threading.Event) -> None:
         """Return when all is done, or failed, or no server is left.
 
         Raises:
@@ -77,7 +77,7 @@ class Farm:
         """Names of the edits that nobody did."""
         return [edit.name for edit in self._waiting]
 
-    def _work(self, server: Server) -> None:
+    def _work(self, server: Worker) -> None:
         while edit := self._take(server.stop):
             try:
                 self._do(server, edit)
@@ -101,7 +101,7 @@ class Farm:
                 raise
             self._finish()
 
-    def _take(self, stop: threading.Event) -> Edit | None:
+    def _take(self, stop: threading.Event) -> Task | None:
         with self._changed:
             while not self._waiting and self._under_way and not stop.is_set():
                 self._changed.wait(1)
@@ -110,7 +110,7 @@ class Farm:
             self._under_way += 1
             return self._waiting.popleft()
 
-    def _give_back(self, edit: Edit) -> None:
+    def _give_back(self, edit: Task) -> None:
         with self._changed:
             self._waiting.appendleft(edit)
             self._under_way -= 1
@@ -121,11 +121,11 @@ class Farm:
             self._under_way -= 1
             self._changed.notify_all()
 
-    def _missing(self, edit: Edit) -> list[str]:
+    def _missing(self, edit: Task) -> list[str]:
         settings = self.protocol.settings
         return [m for m in self.methods if not self.store.is_done(edit.name, m, settings(m))]
 
-    def _do(self, server: Server, edit: Edit) -> None:
+    def _do(self, server: Worker, edit: Task) -> None:
         queued: deque[tuple[str, str]] = deque()
         missing = self._missing(edit)
         if missing:
@@ -147,7 +147,7 @@ class Farm:
         except (PromptRejected, JobFailed) as error:
             self._say(f"'{edit.name}' could not be scored: {error}")
 
-    def _collect(self, server: Server, edit: Edit, method: str, prompt_id: str) -> None:
+    def _collect(self, server: Worker, edit: Task, method: str, prompt_id: str) -> None:
         try:
             outputs, seconds = server.wait(prompt_id)
             pictures = {
@@ -165,7 +165,7 @@ class Farm:
         took = "" if seconds is None else f" in {seconds:.0f} s"
         self._told(f"{edit.name}: {method}{took} on {server.url}")
 
-    def _fail(self, server: Server, edit: Edit, method: str, error: str) -> None:
+    def _fail(self, server: Worker, edit: Task, method: str, error: str) -> None:
         self.store.fail(edit, method, error, server=server.url)
         self._told(f"{edit.name}: {method} FAILED on {server.url}: {error}")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
 from tedbench.protocol import Protocol
 from tedbench.store import Store, write
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from talk.client import Prompt
+from talk.api import Prompt, node
 
 from tedbench.protocol import Protocol
 
@@ -25,14 +25,10 @@ def picture_node(index: int) -> str:
     return f"picture_{index}"
 
 
-def _node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
-
-
 def _photograph(protocol: Protocol, photograph: str) -> Prompt:
     return {
-        "photograph": _node("LoadImage", image=photograph),
-        "input": _node(
+        "photograph": node("LoadImage", image=photograph),
+        "input": node(
             "ImageScale", image=["photograph", 0], upscale_method="lanczos",
             width=protocol.size, height=protocol.size, crop="center",
         ),
@@ -40,7 +36,7 @@ def _photograph(protocol: Protocol, photograph: str) -> Prompt:
 
 
 def _say(text: str) -> dict[str, Any]:
-    return _node("CLIPTextEncode", clip=["checkpoint", 1], text=text)
+    return node("CLIPTextEncode", clip=["checkpoint", 1], text=text)
 
 
 def method_prompt(protocol: Protocol, method: str, photograph: str, text: str) -> Prompt:
@@ -56,9 +52,9 @@ def method_prompt(protocol: Protocol, method: str, photograph: str, text: str) -
         text: the benchmark's sentence.
     """
     prompt = _photograph(protocol, photograph) | {
-        SEEN: _node("PreviewImage", images=["input", 0]),
-        "checkpoint": _node("CheckpointLoaderSimple", ckpt_name=protocol.checkpoint),
-        "latent": _node("VAEEncode", pixels=["input", 0], vae=["checkpoint", 2]),
+        SEEN: node("PreviewImage", images=["input", 0]),
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=protocol.checkpoint),
+        "latent": node("VAEEncode", pixels=["input", 0], vae=["checkpoint", 2]),
         "target": _say(text),
         "negative": _say(protocol.negative),
     }
@@ -73,11 +69,11 @@ def method_prompt(protocol: Protocol, method: str, photograph: str, text: str) -
             positive: Link = ["target", 0]
             if method != "sdedit":
                 positive = [f"eta_{index}", 0]
-                prompt[positive[0]] = _node(
+                prompt[positive[0]] = node(
                     "ImagicInterpolateConditioning", target=["target", 0],
                     optimized=["optimized", 0], eta=value,
                 )  # fmt: skip
-            prompt[f"sampled_{index}"] = _node(
+            prompt[f"sampled_{index}"] = node(
                 "KSampler", model=["tuned" if method == "imagic" else "checkpoint", 0],
                 positive=positive, negative=["negative", 0], latent_image=["latent", 0],
                 seed=protocol.seed, steps=protocol.steps, cfg=protocol.cfg,
@@ -87,20 +83,20 @@ def method_prompt(protocol: Protocol, method: str, photograph: str, text: str) -
             )  # fmt: skip
         latents = [[f"sampled_{index}", 0] for index in range(len(settings))]
     for index, latent in enumerate(latents):
-        prompt[f"decoded_{index}"] = _node("VAEDecode", samples=latent, vae=["checkpoint", 2])
-        prompt[picture_node(index)] = _node("PreviewImage", images=[f"decoded_{index}", 0])
+        prompt[f"decoded_{index}"] = node("VAEDecode", samples=latent, vae=["checkpoint", 2])
+        prompt[picture_node(index)] = node("PreviewImage", images=[f"decoded_{index}", 0])
     return prompt
 
 
 def _imagic(protocol: Protocol, with_b: bool) -> Prompt:
     shared = {"model": ["checkpoint", 0], "image": ["latent", 0]}
     stages = {
-        "optimized": _node(
+        "optimized": node(
             "ImagicOptimizeEmbedding", **shared, target=["target", 0], **protocol.optimize
         )
     }
     if with_b:
-        stages["tuned"] = _node(
+        stages["tuned"] = node(
             "ImagicFinetuneModel", **shared, optimized=["optimized", 0], **protocol.finetune
         )
     return stages
@@ -114,19 +110,19 @@ def _ddib(protocol: Protocol) -> Prompt:
     """
 
     def way(**inputs: Any) -> dict[str, Any]:
-        return _node(
+        return node(
             "SamplerCustom", model=["checkpoint", 0], add_noise=False, noise_seed=protocol.seed,
             negative=["negative", 0], sampler=["euler", 0], **inputs,
         )  # fmt: skip
 
     return {
         "source": _say(protocol.ddib_source),
-        "euler": _node("KSamplerSelect", sampler_name="euler"),
-        "sigmas": _node(
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node(
             "BasicScheduler", model=["checkpoint", 0], scheduler=protocol.scheduler,
             steps=protocol.steps, denoise=1.0,
         ),
-        "flipped": _node("FlipSigmas", sigmas=["sigmas", 0]),
+        "flipped": node("FlipSigmas", sigmas=["sigmas", 0]),
         "back": way(
             positive=["source", 0], cfg=1.0, sigmas=["flipped", 0], latent_image=["latent", 0]
         ),
@@ -152,23 +148,23 @@ def score_prompt(protocol: Protocol, photograph: str, text: str, pictures: list[
     prompt = _photograph(protocol, photograph)
     batch: Link = ["input", 0]
     for index, picture in enumerate(pictures):
-        prompt[f"loaded_{index}"] = _node("LoadImage", image=picture)
-        prompt[f"batch_{index}"] = _node(
+        prompt[f"loaded_{index}"] = node("LoadImage", image=picture)
+        prompt[f"batch_{index}"] = node(
             "ImageBatch", image1=batch, image2=[f"loaded_{index}", 0]
         )
         batch = [f"batch_{index}", 0]
-    prompt["checkpoint"] = _node("CheckpointLoaderSimple", ckpt_name=protocol.checkpoint)
+    prompt["checkpoint"] = node("CheckpointLoaderSimple", ckpt_name=protocol.checkpoint)
     prompt["target"] = _say(text)
-    prompt["numbers"] = _node(
+    prompt["numbers"] = node(
         "ImagicEtaSweep", target=["target", 0], optimized=["target", 0], start=0.0, stop=1.0,
         count=len(pictures) + 1,
     )  # fmt: skip
-    scored = _node("ImagicScoreEdits", images=batch, original=["input", 0], etas=["numbers", 1])
+    scored = node("ImagicScoreEdits", images=batch, original=["input", 0], etas=["numbers", 1])
     if protocol.clip:
-        prompt["vision"] = _node("CLIPVisionLoader", clip_name=protocol.clip)
-        prompt["clip"] = _node("CLIPLoader", clip_name=protocol.clip, type="stable_diffusion")
+        prompt["vision"] = node("CLIPVisionLoader", clip_name=protocol.clip)
+        prompt["clip"] = node("CLIPLoader", clip_name=protocol.clip, type="stable_diffusion")
         scored["inputs"] |= {"clip_vision": ["vision", 0], "clip": ["clip", 0], "text": text}
     prompt[SCORED] = scored
     # Nothing is run that no node puts out.
-    prompt["table"] = _node("PreviewAny", source=[SCORED, 1])
+    prompt["table"] = node("PreviewAny", source=[SCORED, 1])
     return prompt

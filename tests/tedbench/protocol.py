@@ -76,10 +76,10 @@ class Protocol:
 
     def shown(self, method: str) -> str:
         """The setting that people are shown, by ``page_rule``."""
-        settings = self.settings(method)
-        if method == "ddib":
+        values = {s: value for s, value in self.settings(method).items() if value is not None}
+        if not values:
             return ""
-        return min(settings, key=lambda s: (round(abs(settings[s] - SHOWN), 6), settings[s]))
+        return min(values, key=lambda s: (round(abs(values[s] - SHOWN), 6), values[s]))
 
 
 def begin(folder: Path, protocol: Protocol) -> None:

@@ -6,11 +6,11 @@ import json
 import uuid
 from typing import Any
 
-from tedbench.benchmark import Edit
+from tedbench.benchmark import Task
 from tedbench.page import BASELINES, OURS
 from tedbench.prompts import SCORED, score_prompt
 from tedbench.protocol import METHODS, Protocol
-from tedbench.servers import JobFailed, Server
+from tedbench.servers import JobFailed, Worker
 from tedbench.store import Store, write
 
 Row = dict[str, Any]
@@ -38,7 +38,7 @@ def read(outputs: dict[str, Any]) -> list[dict[str, float]]:
     ]
 
 
-def score(server: Server, store: Store, protocol: Protocol, edit: Edit) -> None:
+def score(server: Worker, store: Store, protocol: Protocol, edit: Task) -> None:
     """Score an edit's pictures on a server, unless just these have been scored.
 
     Raises:

@@ -7,11 +7,10 @@ import json
 import threading
 import time
 import urllib.error
-import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from talk.client import Client, Prompt
+from talk.api import Api, Prompt
 
 from tedbench.prompts import NEEDED
 from tedbench.protocol import Protocol
@@ -40,8 +39,8 @@ class JobFailed(Exception):
     """The server answered that it cannot do a prompt, or did not finish it."""
 
 
-class Server(Client):
-    """The server at ``url``.
+class Worker(Api):
+    """The server at ``url``, which works for a run.
 
     Args:
         url: such as `http://127.0.0.1:8188`.
@@ -53,9 +52,7 @@ class Server(Client):
     def __init__(
         self, url: str, stop: threading.Event, patience: float = 60, pause: float = 0.5
     ) -> None:
-        super().__init__(url.rstrip("/"))
-        # Of the client only the plain calls are used here, and none needs its web socket.
-        self._loop.close()
+        super().__init__(url)
         self.stop = stop
         self.patience = patience
         self.pause = pause
@@ -108,18 +105,7 @@ class Server(Client):
 
     def lend(self, picture: bytes, name: str) -> str:
         """Put a picture into the server's temporary folder; return the name for LoadImage."""
-        boundary = uuid.uuid4().hex
-        parts = "".join(
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
-            for field, value in (("type", "temp"), ("subfolder", "tedbench"))
-        ) + (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; '
-            f'filename="{name}"\r\n\r\n'
-        )
-        body = parts.encode() + picture + f"\r\n--{boundary}--\r\n".encode()
-        kind = f"multipart/form-data; boundary={boundary}"
-        told = json.loads(self._ask(lambda: self._request("/upload/image", body, kind)))
-        return f"{told['subfolder']}/{told['name']} [{told['type']}]"
+        return self._ask(lambda: self.put(picture, name, type="temp", subfolder="tedbench"))
 
     def cancel(self) -> None:
         """Take back what is in the queue, end what runs; other people's prompts stay."""
@@ -182,7 +168,7 @@ def defaults(described: dict[str, Any], node: str, **changed: Any) -> dict[str, 
     return values | changed
 
 
-def check(server: Server, protocol: Protocol, described: dict[str, Any]) -> None:
+def check(server: Worker, protocol: Protocol, described: dict[str, Any]) -> None:
     """Make sure that a server can run the protocol, before anything runs.
 
     Raises:

@@ -7,12 +7,13 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tedbench.benchmark import Edit
+
+from tedbench.benchmark import Task
 
 
 def write(file: Path, content: bytes) -> None:
@@ -26,7 +27,7 @@ def write(file: Path, content: bytes) -> None:
 def is_blank(picture: bytes) -> bool:
     """Whether a picture is of one colour: what is left of a sampling that ended in NaN."""
     with Image.open(io.BytesIO(picture)) as opened:
-        return all(low == high for low, high in opened.convert("RGB").getextrema())
+        return opened.convert("RGB").getcolors(1) is not None
 
 
 class Store:
@@ -65,7 +66,7 @@ class Store:
         )
 
     def keep(
-        self, edit: Edit, method: str, pictures: dict[str, bytes], seen: bytes, **about: Any
+        self, edit: Task, method: str, pictures: dict[str, bytes], seen: bytes, **about: Any
     ) -> None:
         """Write a method's pictures, and its record last.
 
@@ -81,7 +82,7 @@ class Store:
         write(self.input(edit.picture.name), seen)
         self._note(edit, method, status="done", **about)
 
-    def fail(self, edit: Edit, method: str, error: str, **about: Any) -> None:
+    def fail(self, edit: Task, method: str, error: str, **about: Any) -> None:
         """Note that a method failed; the next run tries it again."""
         self._note(edit, method, status="failed", error=error, **about)
 
@@ -99,7 +100,7 @@ class Store:
         write(self.folder / "scores" / f"{name}.json", json.dumps(scores, indent=1).encode())
 
     def pictures_of(
-        self, name: str, settings: dict[str, Iterable[str]]
+        self, name: str, settings: Mapping[str, Iterable[str]]
     ) -> list[tuple[str, str, str]]:
         """Method, setting and SHA-256 of an edit's pictures, of the methods that are done."""
         return [
@@ -110,7 +111,7 @@ class Store:
             for setting in of_method
         ]  # fmt: skip
 
-    def _note(self, edit: Edit, method: str, **record: Any) -> None:
+    def _note(self, edit: Task, method: str, **record: Any) -> None:
         record = {"photograph": edit.picture.name, "text": edit.text, **record}
         file = self.folder / "records" / edit.name / f"{method}.json"
         write(file, json.dumps(record, indent=1).encode())

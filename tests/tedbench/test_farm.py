@@ -17,14 +17,15 @@ from typing import Any
 
 import pytest
 from machine.environment import TESTS
+from PIL import Image
 
 from tedbench import benchmark, scores
 from tedbench.farm import Farm
 from tedbench.prompts import NEEDED
 from tedbench.protocol import METHODS
-from tedbench.servers import Server, Unusable, check
+from tedbench.servers import Unusable, Worker, check
 from tedbench.store import Store
-from tedbench.test_tedbench import RUN, make_benchmark, png
+from tedbench.test_tedbench import RUN, encoded, make_benchmark, png
 
 Prompt = dict[str, Any]
 
@@ -45,7 +46,7 @@ class StandIn(ThreadingHTTPServer):
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.seconds, self.trouble = seconds, trouble
+        self.seconds, self.trouble, self.draw = seconds, trouble, png
         self.queue: list[tuple[str, Prompt]] = []
         self.longest = 0
         self.history: dict[str, Any] = {}
@@ -121,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({k: v for k, v in ended.items() if k == path.split("/")[-1]})
         elif path == "/view":
             name = urllib.parse.parse_qs(query)["filename"][0]
-            self.answer(png(sum(name.encode())))
+            self.answer(self.server.draw(sum(name.encode())))
         else:
             self.answer(described())
 
@@ -192,7 +193,7 @@ class Trial:
         stop = stop or threading.Event()
         chosen = self.edits if edits is None else edits
         farm = Farm(self.store, RUN, chosen, methods, self.said.append)
-        farm.run([Server(s.url, stop, patience=0.4, pause=0.01) for s in servers], stop)
+        farm.run([Worker(s.url, stop, patience=0.4, pause=0.01) for s in servers], stop)
         return farm
 
     def done(self) -> set[tuple[str, str]]:
@@ -287,23 +288,12 @@ def test_a_rejected_prompt_is_recorded(tmp_path: Path, start) -> None:
     assert all("not this one" in error for *_, error in trial.store.failures())
 
 
-def test_a_blank_picture_is_a_failure(trial: Trial, start, monkeypatch) -> None:
-    import tedbench.test_farm as here
-
-    monkeypatch.setattr(here, "png", lambda seed: png_of_black())
-    trial.run(start(), edits=trial.edits[:1], methods=("ddib",))
+def test_a_blank_picture_is_a_failure(trial: Trial, start) -> None:
+    server = start()
+    server.draw = lambda _: encoded(Image.new("RGB", (8, 8)))
+    trial.run(server, edits=trial.edits[:1], methods=("ddib",))
     ((_, _, error),) = trial.store.failures()
     assert error == "the picture has one colour only: ddib"
-
-
-def png_of_black() -> bytes:
-    import io
-
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(content, "PNG")
-    return content.getvalue()
 
 
 def test_servers_share_the_work(tmp_path: Path, start) -> None:
@@ -397,7 +387,7 @@ def test_stopping_takes_back_what_is_queued(trial: Trial, start) -> None:
 
 
 def test_servers_that_cannot_take_part_are_told_what_they_lack() -> None:
-    server, nodes = Server("http://nowhere", threading.Event()), described()
+    server, nodes = Worker("http://nowhere", threading.Event()), described()
     from dataclasses import replace
 
     full = {"steps": 2, "seed": 0, "recipe": "as set"}
@@ -453,13 +443,17 @@ def test_the_command_names_what_failed(trial: Trial, start, tmp_path: Path) -> N
 def test_a_stopped_run_can_go_on(trial: Trial, start, tmp_path: Path, sent: int) -> None:
     server = start(seconds=1.0)
     run = subprocess.Popen(
-        words(tmp_path, server.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        words(tmp_path, server.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     deadline = time.monotonic() + 30
     while not server.ran and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.6)
-    run.send_signal(sent)
+    if sent == signal.SIGINT:
+        os.killpg(run.pid, sent)  # as a terminal does
+    else:
+        run.send_signal(sent)
     _, told = run.communicate(timeout=30)
     assert run.returncode == 130 and "run the same command again to go on" in told
     assert "Traceback" not in told

@@ -11,7 +11,7 @@ from playwright.sync_api import Page
 from talk.editor import browsing
 
 from tedbench import answers, page, protocol
-from tedbench.benchmark import Edit
+from tedbench.benchmark import Task
 from tedbench.store import Store
 from tedbench.test_tedbench import RUN, keep_all
 
@@ -24,8 +24,8 @@ def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run") / "out"
     protocol.begin(out, RUN)
     text = "A photo of <b>pet</b> </script><script>document.title='broken'</script> & {}"
-    edits = [Edit(Path(f"pet{i}.png"), text.replace("{}", str(i))) for i in range(EDITS)]
-    keep_all(Store(out), [Edit(e.picture, f"pet {i}") for i, e in enumerate(edits)])
+    edits = [Task(Path(f"pet{i}.png"), text.replace("{}", str(i))) for i in range(EDITS)]
+    keep_all(Store(out), [Task(e.picture, f"pet {i}") for i, e in enumerate(edits)])
     for edit, plain in zip(edits, Store(out).names(), strict=True):
         record = out / "records" / plain / "imagic.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"text": edit.text}))

@@ -1,0 +1,117 @@
+"""Changes applied to a loaded model in training, and taken off again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from ...imagic_core.finetune import Difference, LowRank
+from .bypass import put_beside
+from .rounding import rounded
+from .sockets import Model
+
+
+@contextmanager
+def applied(patcher: Model, changes: Mapping[str, Difference | LowRank]) -> Iterator[None]:
+    """Pass layers and weights through their changes in every forward."""
+    with ExitStack() as undo:
+        made = Made()
+        for key, change in changes.items():
+            path, name = key.rsplit(".", 1)
+            layer = patcher.model.get_submodule(path)
+            change.to(patcher.load_device)
+            if isinstance(change, LowRank):
+                undo.callback(put_beside(layer, change))
+            else:
+                undo.enter_context(_added(layer, name, AsStored(change, key, made)))
+        undo.enter_context(saved_tensors_hooks(made.pack, made.unpack))
+        yield
+
+
+@contextmanager
+def _added(layer: torch.nn.Module, name: str, function: AsStored) -> Iterator[None]:
+    """The function is one of those through which the host passes a weight in every forward."""
+    functions = f"{name}_function"
+    own, present = functions in vars(layer), getattr(layer, functions)
+    function.stored = getattr(layer, name).dtype
+    setattr(layer, functions, [*present, function])
+    try:
+        yield
+    finally:
+        if own:
+            setattr(layer, functions, present)
+        else:
+            delattr(layer, functions)
+
+
+class Recipe(NamedTuple):
+    """What stands for a changed weight, or a view of it, between the passes."""
+
+    change: AsStored
+    weight: Tensor
+    view: tuple[torch.Size, tuple[int, ...], Any]
+
+
+class Made:
+    """Changed weights, which autograd keeps as recipes: they are made anew in the backward pass."""
+
+    def __init__(self) -> None:
+        """None is made yet."""
+        self.made: dict[int, tuple[weakref.ref[Tensor], AsStored, Tensor]] = {}
+
+    def add(self, changed: Tensor, change: AsStored, weight: Tensor) -> None:
+        """Remember how a changed weight was made."""
+        place = changed.untyped_storage().data_ptr()
+        self.made[place] = (weakref.ref(changed), change, weight)
+
+    def pack(self, tensor: Tensor) -> Tensor | Recipe:
+        """What autograd keeps of a tensor."""
+        found = self.made.get(tensor.untyped_storage().data_ptr())
+        if found is None or found[0]() is None:  # else another has come to lie there
+            return tensor
+        return Recipe(*found[1:], (tensor.size(), tensor.stride(), tensor.storage_offset()))
+
+    def unpack(self, kept: Tensor | Recipe) -> Tensor:
+        """The tensor for the backward pass."""
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad():
+            return kept.change.of(kept.weight).as_strided(*kept.view)
+
+
+class AsStored:
+    """Adds a difference as the returned MODEL will have it: rounded to the stored number format.
+
+    The gradient passes straight through the rounding.
+    """
+
+    stored = torch.float32
+
+    def __init__(self, change: Difference, key: str, made: Made) -> None:
+        """Take the difference, the state dict key of its weight, and what remembers the result."""
+        self.change, self.key, self.made = change, key, made
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The changed weight, in the number format of ``weight``."""
+        changed = self.of(weight)
+        self.made.add(changed, self, weight)
+        return changed
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The same, as often as it is asked for."""
+        changed = self.change(weight.float())
+        if self.stored != torch.float32:
+            exact = changed.detach()
+            changed = changed + (rounded(exact, self.stored, self.key) - exact)
+        return changed.to(weight.dtype)
+
+    def move_to(self, device: torch.device) -> int:
+        """The host moves its weight functions along with the model."""
+        self.change.to(device)
+        return 0

@@ -1,0 +1,110 @@
+"""The first passes through a loaded model, which tell what is wrong before the long work starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ...imagic_core.objective import Embedding
+from ..errors import BadInputError
+from .denoiser import HostDenoiser
+
+
+class DoesNotFitError(RuntimeError):
+    """The model cannot be passed with this text and latent; the message is the model's own."""
+
+
+_REFUSALS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
+_KERNEL = re.compile(
+    r"CUDA error|HIP error|cublas|cudnn|triton|kernel|not implemented", re.IGNORECASE
+)
+
+
+def check_draws(denoiser: HostDenoiser, x0: Tensor, embedding: Embedding) -> None:
+    """Pass ``x0`` [1, C, ...] through the model as sampling does.
+
+    Raises:
+        DoesNotFitError: what is wired does not belong together.
+        BadInputError: this model, or this machine, fails by itself.
+    """
+    try:
+        with torch.no_grad():
+            _predict(denoiser, x0, embedding)
+    except torch.OutOfMemoryError:
+        raise
+    except _REFUSALS as error:
+        if error.args == ("sample_sigmas",):
+            raise BadInputError(
+                f"{_described(denoiser)} reads all steps of a sampling at once, as models "
+                "distilled to a few steps do, so it cannot learn from single ones; connect the "
+                "model that it was distilled from."
+            ) from error
+        if _KERNEL.search(str(error)):
+            raise BadInputError(
+                f"{_described(denoiser)} fails by itself, before any training, and would fail in a "
+                f"KSampler, too; load it in another number format. It said: {error}"
+            ) from error
+        raise DoesNotFitError(str(error)) from error
+
+
+def check_trains(
+    denoiser: HostDenoiser, x0: Tensor, embedding: Embedding, trained: Iterable[Tensor]
+) -> None:
+    """Pass a gradient through the model once, to the embedding and the ``trained`` leaves.
+
+    Finds out whether the network changes in place what autograd keeps, and lets it.
+
+    Raises:
+        BadInputError: no gradient passes, or none reaches the embedding.
+    """
+    leaves = embedding.with_tensors(
+        tensor.detach().clone().requires_grad_() for tensor in embedding.tensors()
+    )
+
+    def reached() -> bool:
+        output = _predict(denoiser, x0, leaves)
+        if not output.requires_grad:
+            return False
+        wanted = [*leaves.tensors(), *trained]
+        gradients = torch.autograd.grad(output.float().sum(), wanted, allow_unused=True)
+        return any(gradient is not None for gradient in gradients[: len(leaves.tensors())])
+
+    try:
+        try:
+            reads_text = reached()
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            denoiser.changes_in_place = True
+            reads_text = reached()
+    except torch.OutOfMemoryError:
+        raise
+    except _REFUSALS as error:
+        raise BadInputError(
+            f"{_described(denoiser)} can be sampled, but not be trained: no gradient passes it. "
+            f"Disconnect the nodes that change how it computes, between it and its loader. It "
+            f"said: {error}"
+        ) from error
+    if not reads_text:
+        raise BadInputError(
+            f"{_described(denoiser)} takes nothing of the sentence that could be optimised: its "
+            "prediction has no gradient by the text embedding. Connect a model that reads "
+            "embeddings, not words."
+        )
+
+
+def _predict(denoiser: HostDenoiser, x0: Tensor, embedding: Embedding) -> Tensor:
+    sigma = denoiser.sigmas[-1:]
+    denoiser.passes = 0
+    estimate = denoiser.predict(denoiser.add_noise(x0, x0, sigma), sigma, embedding)
+    denoiser.passes = 0
+    return estimate
+
+
+def _described(denoiser: HostDenoiser) -> str:
+    names = denoiser.wrappers.names()
+    around = f" (with {', '.join(names)} around it)" if names else ""
+    return f"'model', a {type(denoiser.model.model_config).__name__}{around},"

@@ -1,0 +1,109 @@
+"""The low-rank change beside a layer, against autograd through the changed weight itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from imagic_core.finetune import Difference, LowRank, add_product, is_product, matrix_shape
+
+LAYERS = {
+    "matrix": (torch.nn.Linear(6, 8), (2, 3, 6)),
+    "matrix of one vector": (torch.nn.Linear(6, 8), (6,)),
+    "convolution 1": (torch.nn.Conv2d(6, 8, 1), (2, 6, 5, 4)),
+    "convolution 3": (torch.nn.Conv2d(6, 8, 3, padding=1), (2, 6, 5, 4)),
+    "stride 2": (torch.nn.Conv2d(6, 8, 3, stride=2, padding=1), (2, 6, 5, 4)),
+    "dilated": (torch.nn.Conv2d(6, 8, 3, dilation=2, padding=2), (2, 6, 5, 4)),
+    "grouped": (torch.nn.Conv2d(6, 8, 3, padding=1, groups=2), (2, 6, 5, 4)),
+    "wrapped round": (torch.nn.Conv2d(6, 8, 3, padding=1, padding_mode="circular"), (2, 6, 5, 4)),
+    "one axis": (torch.nn.Conv1d(6, 8, 3), (2, 6, 5)),
+    "three axes": (torch.nn.Conv3d(6, 8, (1, 2, 2), stride=(1, 2, 2)), (2, 6, 3, 4, 4)),
+}
+
+
+def changed(layer, up, down):
+    """The layer with the product added to its weight."""
+    difference = (up @ down).view_as(layer.weight)
+    return lambda x: torch.func.functional_call(
+        layer, {"weight": layer.weight.detach() + difference, "bias": layer.bias.detach()}, (x,)
+    )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_are_those_through_the_changed_weight(name: str) -> None:
+    layer, shape = LAYERS[name]
+    layer = layer.double()
+    generator = torch.Generator().manual_seed(0)
+
+    def some(*size):
+        return torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    out, into = matrix_shape(layer)
+    x, up, down = some(*shape), some(out, 3), some(3, into)
+    with torch.no_grad():
+        weight = torch.randn(changed(layer, up, down)(x).shape, generator=generator).double()
+    wanted = torch.autograd.grad((changed(layer, up, down)(x) * weight).sum(), (x, up, down))
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+    y = add_product(layer, x, layer(x), up, down)
+    found = torch.autograd.grad((y * weight).sum(), (x, up, down))
+    torch.testing.assert_close(y, changed(layer, up, down)(x))
+    torch.testing.assert_close(found, wanted)
+    with torch.no_grad():
+        torch.testing.assert_close(add_product(layer, x, layer(x), up, down), y)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pictures_may_lie_in_memory_in_any_order(layout) -> None:
+    layer, shape = LAYERS["convolution 3"]
+    layer = layer.float().to(memory_format=layout)
+    x = torch.randn(shape).to(memory_format=layout)
+    up, down = torch.randn(8, 3), torch.randn(3, 54)
+    with torch.no_grad():
+        y = add_product(layer, x, layer(x), up, down)
+        torch.testing.assert_close(y, changed(layer, up, down)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_it_starts_at_nothing_and_counts_alpha_over_rank() -> None:
+    layer, shape = LAYERS["matrix"]
+    layer, x = layer.float(), torch.randn(shape)
+    change = LowRank(layer, 4, 2.0, torch.Generator().manual_seed(0))
+    assert torch.equal(change(layer, x, layer(x)), layer(x))
+    assert change.down.std() > 0.1
+    again = LowRank(layer, 4, 2.0, torch.Generator().manual_seed(0))
+    assert torch.equal(change.down, again.down)
+    torch.nn.init.ones_(change.up)
+    wanted = layer(x) + 0.5 * x @ change.down.T @ change.up.T
+    torch.testing.assert_close(change(layer, x, layer(x)), wanted)
+
+
+def test_nothing_as_large_as_the_weight_is_made() -> None:
+    """The weight and its like are the largest that there is here, by far."""
+    layer = torch.nn.Linear(256, 256).requires_grad_(False)
+    change = LowRank(layer, 2, 2.0, torch.Generator().manual_seed(0))
+    made: list[int] = []
+    own = layer.weight.untyped_storage().data_ptr()
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            for one in found if isinstance(found, tuple) else (found,):
+                if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() != own:
+                    made.append(one.untyped_storage().nbytes())
+            return found
+
+    x = torch.randn(3, 256, requires_grad=True)
+    y = layer(x)
+    with Watch():
+        change(layer, x, y).sum().backward()
+    assert made and max(made) < layer.weight.nbytes / 4
+    made.clear()
+    with Watch():
+        torch.nn.functional.linear(x, Difference(layer.weight)(layer.weight)).sum().backward()
+    assert max(made) >= layer.weight.nbytes, "the watch sees nothing"
+
+
+def test_what_is_no_product_is_left_alone() -> None:
+    others = (torch.nn.LayerNorm(4), torch.nn.Embedding(4, 4), torch.nn.ConvTranspose2d(4, 4, 2))
+    assert not any(map(is_product, others))
+    assert all(is_product(layer) for layer, _ in LAYERS.values())

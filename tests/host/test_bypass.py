@@ -1,0 +1,114 @@
+"""A fine-tuned MODEL and the base share one network: neither may be seen in the other."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from machine import imagic
+
+from host import given
+
+
+@pytest.fixture(scope="module")
+def tuned(nodes, model):
+    """MODEL, LORA_MODEL, and the text and picture that were learned."""
+    text, image = given.conditioning(), given.latent()
+    found, lora, _ = nodes.finetune(model, text, image, "lora", 4, 1e-3, 0)
+    return found, lora, text, image
+
+
+@pytest.fixture(scope="module")
+def losses(nodes, model, tuned):
+    """Of the base and of the fine-tuned model, each sampled by the host."""
+    found, _, text, image = tuned
+    plain, learned = (nodes.sampled_loss(m, text, image, 2) for m in (model, found))
+    assert learned < plain * 0.99
+    return plain, learned
+
+
+def changed_layers(model):
+    return sum("forward" in vars(module) for module in model.model.modules())
+
+
+def test_they_can_be_sampled_in_turn(nodes, model, tuned, losses):
+    found, _, text, image = tuned
+    for _ in range(2):
+        assert nodes.sampled_loss(model, text, image, 2) == losses[0]
+        assert nodes.sampled_loss(found, text, image, 2) == losses[1]
+
+
+def test_a_model_that_is_forgotten_while_it_is_loaded_leaves_nothing(nodes, model, tuned, losses):
+    _, lora, text, image = tuned
+    other = nodes.host.apply_lora(model, lora, 0.5)
+    halfway = nodes.sampled_loss(other, text, image, 2)
+    assert halfway not in losses and changed_layers(model) > 0
+    del other
+    gc.collect()
+    assert changed_layers(model) == 0
+    assert nodes.sampled_loss(model, text, image, 2) == losses[0]
+
+
+def test_clones_carry_it_and_others_can_be_put_on_top(nodes, model, tuned, losses):
+    found, lora, text, image = tuned
+    assert nodes.sampled_loss(found.clone(), text, image, 2) == losses[1]
+    twice = nodes.host.apply_lora(found, lora, -1.0)
+    assert nodes.sampled_loss(twice, text, image, 2) == pytest.approx(losses[0], rel=1e-5)
+    assert nodes.sampled_loss(model, text, image, 2) == losses[0]
+    assert nodes.sampled_loss(found, text, image, 2) == losses[1]
+
+
+def test_what_it_gives_is_what_patched_weights_give(nodes, model, tuned, losses):
+    import comfy.sd
+
+    _, lora, text, image = tuned
+    with torch.inference_mode():
+        patched = comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0)[0]
+    assert nodes.sampled_loss(patched, text, image, 2) == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_fine_tuned_model_can_be_trained_further(nodes, model, tuned, losses):
+    found, _, text, image = tuned
+    further, _, _ = nodes.finetune(found, text, image, "lora", 4, 1e-3, 1)
+    assert nodes.sampled_loss(further, text, image, 2) < losses[1]
+    assert nodes.sampled_loss(found, text, image, 2) == losses[1]
+
+
+def test_a_compiled_network_does_not_keep_it(nodes, model, tuned, losses):
+    """What torch.compile remembers of one of them must not serve the other."""
+    found, _, text, image = tuned
+
+    def compiled(one):
+        clone = one.clone()
+        clone.add_object_patch(
+            "diffusion_model",
+            torch.compile(one.get_model_object("diffusion_model"), backend="eager"),
+        )
+        return nodes.sampled_loss(clone, text, image, 2)
+
+    torch._dynamo.reset()
+    assert compiled(found) == pytest.approx(losses[1], rel=1e-5)
+    assert compiled(model) == pytest.approx(losses[0], rel=1e-5)
+    assert compiled(found) == pytest.approx(losses[1], rel=1e-5)
+    torch._dynamo.reset()
+
+
+def test_the_same_lora_is_known_in_a_model_that_has_it(nodes, model, tuned):
+    found, lora, _, _ = tuned
+    assert nodes.host.has_lora(found, lora) and not nodes.host.has_lora(model, lora)
+    assert nodes.host.base_hash(found) != nodes.host.base_hash(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_full_learns_as_much_on_half_precision_weights(pack, comfy, tiny_checkpoint, dtype):
+    """At the paper's rate each step is far smaller than what the weights' format resolves."""
+    nodes, text, image = imagic.Pack(pack), given.conditioning(), given.latent()
+    falls = {}
+    for kind in (torch.float32, dtype):
+        model = given.load(tiny_checkpoint, dtype=kind)
+        before, ended, handed = nodes.hand_off(model, text, image, "full", steps=20, rate=2e-6)
+        assert handed == pytest.approx(ended, rel=2e-5)
+        falls[kind] = before - ended
+    assert falls[torch.float32] > 0.01
+    assert falls[dtype] > 0.8 * falls[torch.float32]
