@@ -23,7 +23,7 @@ LEARN = "Learn the photograph: once for each photograph and sentence"
 EDIT = "Edit"
 KEEP_OUT = "What to keep out"
 # Below the widgets, room for the picture that the node shows while it trains.
-TRAINING = (320, 700)
+TRAINING = (320, 620)
 
 
 @dataclass(frozen=True)
