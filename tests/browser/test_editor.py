@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import pytest
 from examples.prompts import file_of
 from examples.workflows import BLUEPRINTS
-from playwright.sync_api import TimeoutError
 from talk.client import Client
 from talk.editor import Editor
 
@@ -50,19 +48,8 @@ def test_node_library_lists_our_nodes_under_imagic(editor: Editor) -> None:
 
 def found(editor: Editor, words: str) -> list[str]:
     """What the search box lists for ``words``, best first."""
-    page = editor.page
-    box = page.get_by_role("combobox").or_(page.get_by_placeholder("Search nodes")).last
-    # Only an empty canvas that is done opening takes the double click.
-    for _ in range(20):
-        page.mouse.dblclick(1000, 600)
-        with contextlib.suppress(TimeoutError):
-            box.wait_for(timeout=2_000)
-            break
-    box.fill(words)
-    page.wait_for_timeout(1_000)
-    listed = [text.split("\n")[0] for text in page.get_by_role("option").all_inner_texts()]
-    page.keyboard.press("Escape")
-    box.wait_for(state="hidden")
+    with editor.searching(words) as box:
+        listed = [text.split("\n")[0] for text in box.all_inner_texts()]
     return listed
 
 

@@ -67,15 +67,9 @@ def test_a_search_for_edit_photo_finds_a_box_that_edits(editor: Editor, stocked:
     page = editor.page
     (name,) = BLUEPRINTS
     editor.evaluate("() => app.graph.clear()")
-    area = page.locator("#graph-canvas").bounding_box()
-    assert area
-    page.mouse.dblclick(area["x"] + 800, area["y"] + 400)
-    page.wait_for_timeout(1_000)
-    page.keyboard.type("edit photo", delay=50)
-    # A name that is found is shown in parts, the found part marked.
-    page.get_by_text("graph (Imagic)").first.wait_for()
-    page.wait_for_timeout(1_000)
-    page.keyboard.press("Enter")
+    with editor.searching("edit photo") as listed:
+        assert listed.first.inner_text().startswith(name)
+        page.keyboard.press("Enter")
     page.wait_for_function("() => app.graph._nodes.length === 1")
     box = editor.evaluate(
         """() => {

@@ -46,7 +46,7 @@ def imagic_app() -> Workflow:
             "Your photograph": (g.loader, "image"),
             "Your sentence": (g.text, "text"),
             "Your checkpoint": (g.checkpoint, "ckpt_name"),
-            "eta: how far to go from the photograph to the sentence": (e.mix, "eta"),
+            "How far to go (eta)": (e.mix, "eta"),
         },
         [picture],
     )

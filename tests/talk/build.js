@@ -1,7 +1,7 @@
 // Builds a workflow on the canvas from the description that workflows.py makes.
 // Columns go from left to right, a frame around each run of columns that shares a title.
 async ({ id, name, packs, nodes, links, columns, form, box }) => {
-  const GAP = { x: 30, y: 50, frame: 15, title: LiteGraph.NODE_TITLE_HEIGHT }
+  const GAP = { x: 30, y: 56, frame: 15, title: LiteGraph.NODE_TITLE_HEIGHT }
   // What a user is to touch stands out.
   const TOUCH = LGraphCanvas.node_colors.green
   const slot = (node, kind, name) => {

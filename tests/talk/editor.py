@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, TimeoutError, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Locator,
+    Page,
+    TimeoutError,
+    sync_playwright,
+)
 
 # The browser's own errands; on a machine without a network they only fill the console.
 QUIET = [
@@ -125,6 +132,23 @@ class Editor:
         self.evaluate("() => app.graph.clear()")
         setting = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
         self.evaluate(setting, on)
+
+    @contextlib.contextmanager
+    def searching(self, words: str) -> Iterator[Locator]:
+        """Search for a node to put on the empty canvas; what is listed, best first."""
+        page = self.page
+        box = page.get_by_role("combobox").or_(page.get_by_placeholder("Search nodes")).last
+        # Only an empty canvas that is done opening takes the double click.
+        for _ in range(20):
+            page.mouse.dblclick(1000, 600)
+            with contextlib.suppress(TimeoutError):
+                box.wait_for(timeout=2_000)
+                break
+        box.fill(words)
+        page.wait_for_timeout(1_000)
+        yield page.get_by_role("option")
+        page.keyboard.press("Escape")
+        box.wait_for(state="hidden")
 
     def type_into(self, node: int, widget: str, text: str) -> Any:
         """Double-click a widget of the node with this id, type a value, and return what it has."""
