@@ -1,5 +1,8 @@
 """The nodes that ComfyUI shows, one a file."""
 
+from pathlib import Path
+
+import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from .contact_sheet import ImagicContactSheet
@@ -9,6 +12,7 @@ from .finetune_strength import ImagicFinetuneStrength
 from .interpolate_conditioning import ImagicInterpolateConditioning
 from .load_edit import ImagicLoadEdit
 from .optimize_embedding import ImagicOptimizeEmbedding
+from .photograph import offer_photograph
 from .project_conditioning import ImagicProjectConditioning
 from .save_edit import ImagicSaveEdit
 from .score_edits import ImagicScoreEdits
@@ -37,4 +41,5 @@ class ImagicExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> ImagicExtension:
     """ComfyUI calls this once, when it loads the pack."""
+    offer_photograph(Path(folder_paths.get_input_directory()))
     return ImagicExtension()

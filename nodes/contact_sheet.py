@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from . import schema
@@ -29,6 +29,7 @@ class ImagicContactSheet(io.ComfyNode):
             description="Puts the pictures of a sweep side by side in one picture, labelled with "
             "their eta.",
             is_input_list=True,
+            is_output_node=True,
             inputs=[
                 io.Image.Input(
                     "images",
@@ -101,4 +102,5 @@ class ImagicContactSheet(io.ComfyNode):
         if original:
             columns.insert(0, ("input", [to_pil(original[0][0])]))
         tile = tile_size[0] if tile_size else 320
-        return io.NodeOutput(to_image(contact_sheet(columns, rows, tile)))
+        sheet = to_image(contact_sheet(columns, rows, tile))
+        return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet))

@@ -148,8 +148,8 @@ def missing(edit: str) -> str:
     if not there:
         return (
             f"'edit' has no file to choose: the folder {FOLDER} in ComfyUI's output folder holds "
-            "none. First run a workflow with Imagic Save Edit, such as imagic_eta_sheet; then "
-            "press R in the editor and choose the edit."
+            "none. First run a workflow with Imagic Save Edit, such as Compare a range of eta; "
+            "then press R in the editor and choose the edit."
         )
     return (
         f"'edit' names {edit!r:.200}, which is not among the {there} edit files; press R in the "

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from . import comfy_host, schema
@@ -36,6 +36,7 @@ class ImagicScoreEdits(io.ComfyNode):
             description="Measures how near each picture of a sweep is to your photograph, and, "
             "with CLIP, to your sentence; draws both over eta and recommends one. You choose.",
             is_input_list=True,
+            is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The pictures of the sweep, from VAE Decode."),
                 io.Image.Input("original", tooltip="Your photograph, as wired to VAE Encode."),
@@ -67,6 +68,14 @@ class ImagicScoreEdits(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="recommended_image", tooltip="The picture of that eta."
+                ),
+                io.Float.Output(
+                    display_name="closer_start",
+                    tooltip="The eta before it, for start of another Imagic Eta Sweep that looks "
+                    "closer.",
+                ),
+                io.Float.Output(
+                    display_name="closer_stop", tooltip="The eta after it, for stop of that sweep."
                 ),
             ],
         )
@@ -106,12 +115,15 @@ class ImagicScoreEdits(io.ComfyNode):
             aligned = _alignment(pictures, clip_vision[0], clip[0], sentence)
         choice = recommend(etas, faithful.values, aligned.values if aligned else None)
         scores = Scores(etas, faithful, aligned)
+        curves = to_image(chart(scores, choice))
         return io.NodeOutput(
-            to_image(chart(scores, choice)),
+            curves,
             as_text(scores, choice),
             etas[choice.best],
             pictures[choice.best],
-            ui={"scores": (as_json(scores),)},
+            etas[max(choice.best - 1, 0)],
+            etas[min(choice.best + 1, len(etas) - 1)],
+            ui=ui.PreviewImage(curves).as_dict() | {"scores": (as_json(scores),)},
         )
 
 

@@ -9,7 +9,6 @@ import pytest
 from examples.prompts import edit_file, put, stock
 from examples.workflows import WORKFLOWS
 from machine.host_process import Server
-from PIL import Image
 from talk.editor import Editor, open_editor
 
 
@@ -18,7 +17,6 @@ def stocked(server: Server, tiny_checkpoint: Path) -> Server:
     """The server with a file for each that the example workflows name, so that none is missing."""
     stock(server.base, list(WORKFLOWS), tiny_checkpoint)
     put(tiny_checkpoint, edit_file(server.base))
-    Image.effect_noise((150, 100), 60).convert("RGB").save(server.base / "input/example.png")
     return server
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from examples.parts import SD15
-from examples.prompts import FOLDER, QUICK, models_of
-from examples.workflows import WORKFLOWS
+from examples.prompts import FOLDER, QUICK, file_of, models_of, saved_pictures
+from examples.workflows import TITLES, WORKFLOWS
 from machine.host_process import Server
 from PIL import Image
 from talk.api import Prompt
@@ -17,23 +16,30 @@ from talk.client import Client
 from talk.editor import Editor
 from talk.workflow import to_prompt
 
-EXAMPLES = sorted(FOLDER.glob("*.json"))
+EXAMPLES = list(WORKFLOWS)
 # The others run in tests/examples, with models that take longer to make.
 RUN_HERE = [
-    file
-    for file in EXAMPLES
-    if models_of(file.stem) == {("checkpoints", SD15["name"])} and file.stem != "imagic_reuse"
+    name
+    for name in EXAMPLES
+    if models_of(name) == {("checkpoints", SD15["name"])} and name != "imagic_reuse"
 ]
 TRAININGS = ("ImagicOptimizeEmbedding", "ImagicFinetuneModel")
+SHOWING = ("ImagicContactSheet", "ImagicScoreEdits")
+SHOWN = """(id) => {
+    app.canvas.draw(true, true)
+    return app.graph.getNodeById(id).imgs?.some((one) => one.complete && one.naturalWidth)
+}"""
 
 
-def test_every_example_is_described() -> None:
-    assert [file.stem for file in EXAMPLES] == sorted(WORKFLOWS)
+def test_every_example_is_described_and_has_a_picture() -> None:
+    described = sorted(TITLES.values())
+    assert sorted(file.stem for file in FOLDER.glob("*.json")) == described
+    assert sorted(file.stem for file in FOLDER.glob("*.jpg")) == described
 
 
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
-def test_dropped_example_is_complete(editor: Editor, file: Path) -> None:
-    editor.drop(file)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_dropped_example_is_complete(editor: Editor, name: str) -> None:
+    editor.drop(file_of(name))
     state = editor.evaluate(
         """() => ({
             unknown: app.graph._nodes.filter(
@@ -45,44 +51,31 @@ def test_dropped_example_is_complete(editor: Editor, file: Path) -> None:
                 return [link.id, !!from?.links?.includes(link.id) && to?.link === link.id
                     && LiteGraph.isValidConnection(from.type, to.type)]
             }),
-            titles: app.graph._nodes.map((n) => [n.constructor.title, n.title])
-                .filter(([usual, title]) => title !== usual),
+            titles: app.graph._nodes.filter((n) => n.title !== n.constructor.title)
+                .map((n) => n.title),
         })"""
     )
     assert state["unknown"] == []
-    assert state["titles"] == []
+    named = {node["title"] for node in WORKFLOWS[name]().nodes if node["title"]}
+    assert set(state["titles"]) == named
+    assert named >= {"Your photograph", "Your sentence", "What to keep out"}
     assert [link for link, whole in state["links"] if not whole] == []
-    written = json.loads(file.read_text("utf-8"))
+    written = json.loads(file_of(name).read_text("utf-8"))
     assert len(state["links"]) == len(written["links"]) > 0
 
 
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
-def test_nodes_of_an_example_do_not_overlap(file: Path) -> None:
-    workflow = json.loads(file.read_text("utf-8"))
-    title = 30
-    boxes = [
-        (n["type"], n["pos"][0], n["pos"][1] - title, n["pos"][0] + n["size"][0],
-         n["pos"][1] + n["size"][1])
-        for n in workflow["nodes"]
-    ]  # fmt: skip
-    for i, (one, left, top, right, bottom) in enumerate(boxes):
-        for other, left2, top2, right2, bottom2 in boxes[i + 1 :]:
-            apart = right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
-            assert apart, f"{one} overlaps {other}"
-
-
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
-def test_example_is_what_its_description_builds(editor: Editor, file: Path) -> None:
-    editor.drop(file)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_is_what_its_description_builds(editor: Editor, name: str) -> None:
+    editor.drop(file_of(name))
     dropped = editor.prompt()
-    editor.build(WORKFLOWS[file.stem]().description(file.stem))
+    editor.build(WORKFLOWS[name]().description(name))
     # Else: python tests/examples/make_workflows.py
     assert dropped == editor.prompt()
 
 
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
-def test_our_conversion_is_the_front_ends(editor: Editor, client: Client, file: Path) -> None:
-    editor.drop(file)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_our_conversion_is_the_front_ends(editor: Editor, client: Client, name: str) -> None:
+    editor.drop(file_of(name))
     known = client.get("/object_info")
 
     def told(prompt: Prompt) -> dict[str, Any]:
@@ -93,37 +86,35 @@ def test_our_conversion_is_the_front_ends(editor: Editor, client: Client, file: 
         names = set().union(*known[node["class_type"]]["input"].values())
         return {name: value for name, value in node["inputs"].items() if name in names}
 
-    ours = to_prompt(json.loads(file.read_text("utf-8")), known)
+    ours = to_prompt(json.loads(file_of(name).read_text("utf-8")), known)
     assert told(ours) == told(editor.prompt())
 
 
-def drop_quick(editor: Editor, file: Path) -> None:
+def drop_quick(editor: Editor, name: str) -> None:
     """Drop an example and make it small."""
-    editor.drop(file)
+    editor.drop(file_of(name))
     for kind, widgets in QUICK.items():
         for node in editor.find_all(kind):
             for name, value in widgets.items():
                 editor.set(node, name, value)
 
 
-def saved_pictures(server: Server) -> set[Path]:
-    # None is removed between tests: the editor may still be fetching the last one.
-    return set((server.base / "output").glob("**/*.png"))
-
-
-@pytest.mark.parametrize("file", RUN_HERE, ids=lambda file: file.stem)
+@pytest.mark.parametrize("name", RUN_HERE)
 def test_example_runs_to_a_saved_picture(
-    editor: Editor, stocked: Server, client: Client, file: Path
+    editor: Editor, stocked: Server, client: Client, name: str
 ) -> None:
     # What another example has left in the cache would not run again.
     client.post("/free", {"free_memory": True})
-    before = saved_pictures(stocked)
-    drop_quick(editor, file)
+    # None is removed between tests: the editor may still be fetching the last one.
+    before = saved_pictures(stocked.base)
+    drop_quick(editor, name)
     heard = editor.run()
     assert heard.executed == set(editor.prompt())
     trained = [node for kind in TRAININGS for node in editor.find_all(kind)]
     assert heard.previewed >= {str(node) for node in trained}
-    pictures = saved_pictures(stocked) - before
+    for node in (node for kind in SHOWING for node in editor.find_all(kind)):
+        editor.page.wait_for_function(SHOWN, arg=node, timeout=20_000)
+    pictures = saved_pictures(stocked.base) - before
     assert pictures
     for saved in pictures:
         with Image.open(saved) as picture:
@@ -135,12 +126,12 @@ def test_example_runs_to_a_saved_picture(
 
 
 def test_another_eta_does_not_train_again(editor: Editor, stocked: Server) -> None:
-    drop_quick(editor, FOLDER / "imagic_edit.json")
-    pictures, seen = set(), saved_pictures(stocked)
+    drop_quick(editor, "imagic_edit")
+    pictures, seen = set(), saved_pictures(stocked.base)
     for eta in (0.1, 0.9):
         editor.set(editor.find("ImagicInterpolateConditioning"), "eta", eta)
         heard = editor.run()
-        (saved,) = saved_pictures(stocked) - seen
+        (saved,) = saved_pictures(stocked.base) - seen
         seen.add(saved)
         with Image.open(saved) as picture:
             pictures.add(picture.tobytes())

@@ -51,6 +51,8 @@ class Workflow:
     nodes: list[dict[str, Any]] = field(default_factory=list)
     links: list[tuple[int, str, int, str]] = field(default_factory=list)
     columns: list[dict[str, Any]] = field(default_factory=list)
+    form: dict[str, Any] | None = None
+    box: dict[str, Any] | None = None
 
     def column(self, title: str) -> None:
         """Begin a column; neighbours of one title share one frame."""
@@ -61,6 +63,7 @@ class Workflow:
         kind: str,
         size: tuple[int, int] = (300, 0),
         models: tuple[dict[str, str], ...] = (),
+        title: str = "",
         **inputs: Any,
     ) -> Node:
         """Add a node; an input is an ``Output`` to link, or the value of a widget.
@@ -69,6 +72,7 @@ class Workflow:
             kind: the node's id in the host.
             size: least width and height; the front end grows it to what the widgets need.
             models: where the front end offers to download the files that widgets name.
+            title: what the user does here. A node that has one is coloured, as one to touch.
             inputs: all that does not keep its default.
         """
         index = len(self.nodes)
@@ -76,7 +80,9 @@ class Workflow:
         for name, value in inputs.items():
             if isinstance(value, Output):
                 self.links.append((value.node, value.name, index, name))
-        self.nodes.append({"type": kind, "size": size, "widgets": widgets, "models": models})
+        self.nodes.append(
+            {"type": kind, "size": size, "widgets": widgets, "models": models, "title": title}
+        )
         self.columns[-1]["members"].append(index)
         return Node(index)
 
@@ -84,6 +90,41 @@ class Workflow:
         """Add a note in Markdown."""
         self.node("MarkdownNote", size, text=text)
 
+    def as_app(self, fields: dict[str, tuple[Node, str]], results: list[Node]) -> None:
+        """Have it open as a form where the front end has apps.
+
+        Args:
+            fields: what the form calls a widget -> that widget.
+            results: nodes whose pictures it shows.
+        """
+        self.form = {
+            "inputs": [(label, node.index, widget) for label, (node, widget) in fields.items()],
+            "outputs": [node.index for node in results],
+        }
+
+    def as_box(
+        self,
+        inputs: dict[str, list[tuple[Node, str]]],
+        outputs: dict[str, Output],
+        outside: list[Node],
+        about: dict[str, Any],
+    ) -> None:
+        """Make one node of it, a subgraph blueprint.
+
+        Args:
+            inputs: name -> the inputs within that it feeds; one that has a widget shows it.
+            outputs: name -> the output within that it passes on.
+            outside: nodes to leave out.
+            about: `category` and `description` of the subgraph, and its `aliases` for the search.
+        """
+        self.box = {
+            "inputs": [[k, [(n.index, name) for n, name in to]] for k, to in inputs.items()],
+            "outputs": [[k, (out.node, out.name)] for k, out in outputs.items()],
+            "outside": [node.index for node in outside],
+            **about,
+        }
+
     def description(self, name: str) -> dict[str, Any]:
         """What ``build.js`` takes; the same name gives the same id."""
-        return {"id": str(uuid.uuid5(NAMESPACE, name)), "packs": PACKS, **vars(self)}
+        about = {"id": str(uuid.uuid5(NAMESPACE, name)), "name": name, "packs": PACKS}
+        return about | vars(self)

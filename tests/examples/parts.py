@@ -15,11 +15,15 @@ SD15 = {
     "v1-5-pruned-emaonly-fp16.safetensors?download=true",
     "directory": "checkpoints",
 }
-SENTENCE = "A photo of a bird spreading its wings"
+SENTENCE = "A photo of a sleeping cat"
+IMAGE = "imagic_cat.jpg"
+"""The photograph that the pack puts into ComfyUI's input folder."""
 PHOTOGRAPH = "Your photograph, your sentence"
 LEARN = "Learn the photograph: once for each photograph and sentence"
+EDIT = "Edit"
+KEEP_OUT = "What to keep out"
 # Below the widgets, room for the picture that the node shows while it trains.
-TRAINING = (360, 700)
+TRAINING = (320, 620)
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,13 @@ class Given:
     """What a user brings, ready for the nodes of the pack."""
 
     checkpoint: Node
-    loaded: Output
-    """IMAGE as in the file."""
+    loader: Node
+    """Load Image; its IMAGE is as in the file."""
     photograph: Output
     """IMAGE at the size that the model works at."""
     latent: Output
-    sentence: Output | None
-    """The sentence as text, where more than one node reads it."""
+    text: Node
+    """The node whose text is the sentence."""
     target: Output
     negative: Output
 
@@ -57,36 +61,42 @@ def given(
         size_note: what to say of ``megapixels``.
     """
     w.column(PHOTOGRAPH)
-    checkpoint = w.node(
-        "CheckpointLoaderSimple", (320, 0), (model,), ckpt_name=model["name"]
-    )
-    photograph = w.node("LoadImage", (320, 420), image="example.png")
+    checkpoint, loader = brought(w, model)
     w.note(
-        "**Load Checkpoint**: your model.\n\n**Load Image**: your photograph.\n\n"
-        "The picture is scaled to the size that the model works at and keeps its aspect ratio. "
-        + size_note,
-        (320, 150),
+        "The photograph keeps its aspect ratio and is scaled to **megapixels**, the size that "
+        "the model works at. " + size_note,
+        (300, 140),
     )
 
     w.column(PHOTOGRAPH)
     w.note(
-        "**The text field below says what the picture shall show**, the whole of it: not *make "
-        "the bird spread its wings* but *a photo of a bird spreading its wings*.\n\nThe empty "
-        "one under it is the negative prompt; it takes no part in the training.",
-        (400, 140),
+        "**Say what the whole picture shall show**: not *make the cat sleep* but *a photo of a "
+        "sleeping cat*.",
+        (320, 90),
     )
-    text, height = None, 140
+    says, text = "Your sentence", None
     if shared:
-        text, height = w.node("PrimitiveStringMultiline", (400, 100), value=sentence)["STRING"], 0
+        text = w.node("PrimitiveStringMultiline", (320, 120), title=says, value=sentence)
     target = w.node(
-        "CLIPTextEncode", (400, height), clip=checkpoint["CLIP"], text=text or sentence
+        "CLIPTextEncode", (320, 0 if text else 140), clip=checkpoint["CLIP"],
+        text=text["STRING"] if text else sentence, title="" if text else says,
+    )  # fmt: skip
+    negative = w.node(
+        "CLIPTextEncode", (320, 110), clip=checkpoint["CLIP"], text="", title=KEEP_OUT
     )
-    negative = w.node("CLIPTextEncode", (400, 110), clip=checkpoint["CLIP"], text="")
-    scaled, latent = encoded(w, photograph["IMAGE"], checkpoint["VAE"], megapixels)
+    scaled, latent = encoded(w, loader["IMAGE"], checkpoint["VAE"], megapixels)
     return Given(
-        checkpoint, photograph["IMAGE"], scaled, latent, text, target["CONDITIONING"],
+        checkpoint, loader, scaled, latent, text or target, target["CONDITIONING"],
         negative["CONDITIONING"],
     )  # fmt: skip
+
+
+def brought(w: Workflow, model: Model) -> tuple[Node, Node]:
+    """The nodes that load the checkpoint and the photograph."""
+    checkpoint = w.node(
+        "CheckpointLoaderSimple", (300, 0), (model,), "Your checkpoint", ckpt_name=model["name"]
+    )
+    return checkpoint, w.node("LoadImage", (300, 330), title="Your photograph", image=IMAGE)
 
 
 def encoded(
@@ -94,10 +104,10 @@ def encoded(
 ) -> tuple[Output, Output]:
     """The photograph at a size, as IMAGE and as LATENT."""
     scaled = w.node(
-        "ImageScaleToTotalPixels", (400, 0), image=image,
+        "ImageScaleToTotalPixels", (320, 0), image=image,
         upscale_method="lanczos", megapixels=megapixels,
     )  # fmt: skip
-    latent = w.node("VAEEncode", (400, 0), pixels=scaled["IMAGE"], vae=vae)
+    latent = w.node("VAEEncode", (320, 0), pixels=scaled["IMAGE"], vae=vae)
     return scaled["IMAGE"], latent["LATENT"]
 
 
@@ -126,14 +136,13 @@ ETA_NOTE = (
 
 def mixed(
     w: Workflow, target: Output, optimized: Output, note: str = ETA_NOTE, **settings: Any
-) -> Output:
+) -> Node:
     """Begin the column of stage C."""
-    w.column("Edit")
-    w.note(note, (360, 215))
-    node = w.node(
-        "ImagicInterpolateConditioning", (360, 0), target=target, optimized=optimized, **settings
+    w.column(EDIT)
+    w.note(note, (320, 250))
+    return w.node(
+        "ImagicInterpolateConditioning", (320, 0), target=target, optimized=optimized, **settings
     )
-    return node["conditioning"]
 
 
 def sampled(
@@ -154,37 +163,42 @@ def sampled(
         "sampler_name": "euler_ancestral", "scheduler": "normal", "denoise": 1.0,
     }  # fmt: skip
     node = w.node(
-        "KSampler", (360, 0), model=model, positive=positive, negative=negative,
+        "KSampler", (320, 0), model=model, positive=positive, negative=negative,
         latent_image=latent, **{**usual, **settings},
     )  # fmt: skip
     return node["LATENT"]
 
 
-def decoded(w: Workflow, latent: Output, vae: Output, width: int = 360) -> Output:
+def decoded(w: Workflow, latent: Output, vae: Output, width: int = 320) -> Output:
     """LATENT as IMAGE."""
     return w.node("VAEDecode", (width, 0), samples=latent, vae=vae)["IMAGE"]
 
 
-def edited(
-    w: Workflow, g: Given, **settings: str | float
-) -> tuple[Output, Output, Output]:
-    """Stages A to C and the KSampler: the MODEL that learned, the CONDITIONING, the LATENT."""
+@dataclass(frozen=True)
+class Edited:
+    """The three stages and what was drawn."""
+
+    model: Output
+    """MODEL that learned."""
+    mix: Node
+    """Imagic Interpolate Conditioning."""
+    latent: Output
+
+
+def edited(w: Workflow, g: Given, **settings: str | float) -> Edited:
+    """Stages A to C and the KSampler."""
     optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
     mix = mixed(w, g.target, optimized["optimized"])
-    edit = sampled(w, tuned["model"], mix, g.negative, g.latent, **settings)
-    return tuned["model"], mix, edit
+    drawn = sampled(w, tuned["model"], mix["conditioning"], g.negative, g.latent, **settings)
+    return Edited(tuned["model"], mix, drawn)
 
 
-def saved(
-    w: Workflow, image: Output, name: str, size: tuple[int, int] = (480, 580)
-) -> None:
+def saved(w: Workflow, image: Output, name: str, size: tuple[int, int] = (440, 500)) -> Node:
     """Show and save a picture."""
-    w.node("SaveImage", size, images=image, filename_prefix=name)
+    return w.node("SaveImage", size, images=image, filename_prefix=name)
 
 
-def shown(w: Workflow, column: str, latent: Output, vae: Output, name: str) -> Output:
-    """Show and save what was sampled, in one more column of that title; the IMAGE."""
+def shown(w: Workflow, column: str, latent: Output, vae: Output, name: str) -> Node:
+    """Show and save what was sampled, in one more column of that title; what saves it."""
     w.column(column)
-    image = decoded(w, latent, vae, 480)
-    saved(w, image, name)
-    return image
+    return saved(w, decoded(w, latent, vae, 440), name)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from machine.environment import REPOSITORY
 from machine.host_process import put_file
-from PIL import Image
 from talk.api import Prompt
 from talk.client import Client, Result
 from talk.workflow import nodes_of, to_prompt
 
-from examples.workflows import EDIT_FILE, WORKFLOWS
+from examples.workflows import EDIT_FILE, TITLES, WORKFLOWS
 
 FOLDER = REPOSITORY / "example_workflows"
+BLUEPRINT_FOLDER = REPOSITORY / "subgraphs"
 # A few latent pixels and two steps: what is asked here is that it runs, not what it draws.
 QUICK: dict[str, dict[str, Any]] = {
     "ImageScaleToTotalPixels": {"megapixels": 0.01},
@@ -29,9 +29,14 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
+def file_of(name: str) -> Path:
+    """Where the workflow of that name lies."""
+    return FOLDER / f"{TITLES[name]}.json"
+
+
 def example(client: Client, name: str, changes: dict[str, dict[str, Any]] = QUICK) -> Prompt:
     """The workflow of that name as a prompt, with ``changes`` to the inputs of node types."""
-    workflow = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    workflow = json.loads(file_of(name).read_text("utf-8"))
     prompt = to_prompt(workflow, client.get("/object_info"))
     for node in prompt.values():
         node["inputs"].update(changes.get(node["class_type"], {}))
@@ -43,13 +48,6 @@ def drawn(client: Client, prompt: Prompt, result: Result) -> np.ndarray:
     (saver,) = nodes_of(prompt, "SaveImage")
     (image,) = client.images(result, saver)
     return np.asarray(image)
-
-
-def put_photograph(base: Path) -> None:
-    """Put a photograph of 3:2 where the workflows look for theirs."""
-    pixels = np.random.default_rng(5).integers(0, 255, (10, 15, 3), np.uint8)
-    photograph = Image.fromarray(pixels).resize((150, 100), Image.Resampling.BICUBIC)
-    photograph.save(base / "input/example.png")
 
 
 def models_of(name: str) -> set[tuple[str, str]]:
@@ -74,3 +72,8 @@ def put(source: Path, target: Path) -> None:
 def edit_file(base: Path) -> Path:
     """Where the server with this base directory looks for the edit of ``imagic_reuse``."""
     return base / "output" / EDIT_FILE.removesuffix(" [output]")
+
+
+def saved_pictures(base: Path) -> set[Path]:
+    """What the server with this base directory has saved."""
+    return set((base / "output").glob("**/*.png"))

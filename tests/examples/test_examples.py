@@ -19,14 +19,13 @@ from talk.workflow import find, nodes_of
 from examples import ours
 from examples.companions import build_clip, build_upscaler
 from examples.parts import SD15
-from examples.prompts import QUICK, drawn, edit_file, example, put, put_photograph
+from examples.prompts import QUICK, drawn, edit_file, example, put
 
 
 @pytest.fixture(scope="module")
 def stocked(server: Server, tiny_checkpoint: Path) -> Server:
-    """The server with the checkpoint and the photograph that the workflows name."""
+    """The server with the checkpoint that the workflows name; the pack brings the photograph."""
     put(tiny_checkpoint, server.base / "models/checkpoints" / SD15["name"])
-    put_photograph(server.base)
     return server
 
 
@@ -169,11 +168,8 @@ def test_the_recommended_picture_is_that_of_the_recommended_eta(stocked, clip, c
     chosen = float(result.outputs["eta"]["text"][0])
     recommended, swept = drawn(client, prompt, result), arrays(client, result, pictures)
     assert [apart(recommended, one) for one in swept].index(0) == list(scores).index(chosen)
-    curves, sheet = (
-        arrays(client, result, node)[0]
-        for node in nodes_of(prompt, "PreviewImage")
-        if node != pictures
-    )
+    (sheet,) = nodes_of(prompt, "ImagicContactSheet")
+    curves, sheet = (arrays(client, result, node)[0] for node in (score, sheet))
     assert curves.shape == (500, 800, 3)
     assert all(len(places(sheet, one)) == 1 for one in swept)
 

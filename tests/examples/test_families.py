@@ -13,20 +13,13 @@ from talk.api import Prompt
 from talk.client import Client, Result
 from talk.workflow import find, nodes_of
 
-from examples.prompts import QUICK, drawn, example, put, put_photograph
+from examples.prompts import QUICK, drawn, example, put
 
 SIZE = (80, 120)  # of what is drawn: rows and columns
 
 
 @pytest.fixture(scope="module")
-def stocked(families_server: Server) -> Server:
-    """The server with a photograph of 3:2."""
-    put_photograph(families_server.base)
-    return families_server
-
-
-@pytest.fixture(scope="module")
-def flux_checkpoint(small_models: Path, stocked: Server, tmp_path_factory) -> str:
+def flux_checkpoint(small_models: Path, families_server: Server, tmp_path_factory) -> str:
     """All of a tiny Flux in one file, its network in float8, as most users have it."""
     parts = {
         "model.diffusion_model.": "diffusion_models/flux",
@@ -41,7 +34,7 @@ def flux_checkpoint(small_models: Path, stocked: Server, tmp_path_factory) -> st
     }
     file = tmp_path_factory.mktemp("flux") / "flux_fp8.safetensors"
     save_file(weights, file)
-    put(file, stocked.base / "models/checkpoints" / file.name)
+    put(file, families_server.base / "models/checkpoints" / file.name)
     return file.name
 
 
@@ -67,11 +60,11 @@ def trained(prompt: Prompt, result: Result) -> list[str]:
     return [key for key in result.executed if prompt[key]["class_type"] in kinds]
 
 
-def test_the_edit_with_sdxl(stocked, families_client):
+def test_the_edit_with_sdxl(families_client):
     edited(families_client, "imagic_sdxl", "sdxl.safetensors")
 
 
-def test_the_edit_with_flux_in_float8(stocked, families_client, flux_checkpoint):
+def test_the_edit_with_flux_in_float8(families_client, flux_checkpoint):
     client = families_client
     prompt, picture = edited(client, "imagic_flux", flux_checkpoint)
     learning, drawing = nodes_of(prompt, "FluxGuidance")
@@ -84,8 +77,8 @@ def test_the_edit_with_flux_in_float8(stocked, families_client, flux_checkpoint)
 
 
 @pytest.fixture(scope="module")
-def cascade(stocked: Server) -> tuple[Prompt, np.ndarray]:
-    with Client(stocked.url) as client:
+def cascade(families_server: Server) -> tuple[Prompt, np.ndarray]:
+    with Client(families_server.url) as client:
         prompt = example(client, "imagic_cascade")
         for loader, family in zip(
             nodes_of(prompt, "CheckpointLoaderSimple"), ("sd15", "x4_upscaler"), strict=True

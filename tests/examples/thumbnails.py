@@ -27,7 +27,7 @@ from examples import ours
 from examples.companions import build_upscaler
 from examples.prompts import FOLDER, example, put
 from examples.sheet import contact_sheet
-from examples.workflows import ESRGAN
+from examples.workflows import ESRGAN, TITLES
 
 SOURCE = "a photo of a standing dog on the grass"
 TARGET = ours.SENTENCE
@@ -42,10 +42,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "KSamplerAdvanced": {"cfg": 3.0},
 }
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
-# under its guidance, in fewer steps.
-FEWER: dict[str, Any] = {
-    "ImagicOptimizeEmbedding": {"steps": 50}, "ImagicFinetuneModel": {"steps": 50},
-}
+# under its guidance.
 LARGEST = 60_000
 GUIDE = "../web/docs/eta"
 
@@ -107,6 +104,20 @@ def eta_sheet(studio: Studio) -> Image.Image:
     return sheet
 
 
+def find_eta(studio: Studio) -> Image.Image:
+    """The photograph and the picture of the eta that was found, over both of the sheets."""
+    prompt = studio.prompt("imagic_find_eta", [TARGET], {})
+    coarse, fine, chosen = studio.run(prompt, "ImagicContactSheet", "SaveImage")
+    tiles = [("input", studio.photograph), ("found", chosen)]
+    pair = contact_sheet(tiles, TARGET)
+    sheets = [sheet.resize((960, sheet.height * 960 // sheet.width)) for sheet in (coarse, fine)]
+    whole = Image.new("RGB", (960, pair.height + sum(s.height for s in sheets)), "white")
+    whole.paste(pair, ((960 - pair.width) // 2, 0))
+    for place, sheet in enumerate(sheets):
+        whole.paste(sheet, (0, pair.height + place * sheets[0].height))
+    return whole
+
+
 def choose_eta(studio: Studio) -> Image.Image:
     """Without CLIP, for none knows the miniature's world: fidelity alone recommends."""
     prompt = studio.prompt("imagic_choose_eta", [TARGET], {})
@@ -114,7 +125,7 @@ def choose_eta(studio: Studio) -> Image.Image:
         del prompt[nodes_of(prompt, kind)[0]]
     score = find(prompt, "ImagicScoreEdits")
     del score["clip_vision"], score["clip"]
-    curves, _, chosen = studio.run(prompt, "PreviewImage", "SaveImage")
+    curves, chosen = studio.run(prompt, "ImagicScoreEdits", "SaveImage")
     both = Image.new("RGB", (curves.width + 240, curves.height), "white")
     both.paste(curves, (0, 0))
     for place, picture in enumerate((studio.photograph, chosen)):
@@ -129,7 +140,7 @@ def upscale(studio: Studio) -> Image.Image:
     """
     smaller = {"ImageScaleBy": {"scale_by": 0.375}}
     prompt = studio.prompt("imagic_upscale", [TARGET], smaller)
-    prompt[nodes_of(prompt, "KSampler")[1]]["inputs"]["denoise"] = 0.15
+    prompt[nodes_of(prompt, "KSampler")[1]]["inputs"]["denoise"] = 0.08
     pictures = studio.run(prompt, "SaveImage")
     labels = ("input", "edit", "enlarged, drawn over")
     return contact_sheet(list(zip(labels, (studio.photograph, *pictures), strict=True)), TARGET)
@@ -149,9 +160,11 @@ def cascade(studio: Studio) -> Image.Image:
 
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     "imagic_edit": lambda s: s.beside("imagic_edit", "eta 0.7"),
+    "imagic_app": lambda s: s.beside("imagic_app", "eta 0.7"),
     "imagic_inversion": lambda s: s.beside("imagic_inversion", "eta 1.1"),
     GUIDE: choosing_eta,
     "imagic_eta_sheet": eta_sheet,
+    "imagic_find_eta": find_eta,
     "imagic_choose_eta": choose_eta,
     "imagic_upscale": upscale,
     "imagic_sdxl": lambda s: s.beside("imagic_sdxl", "eta 0.7"),
@@ -161,7 +174,7 @@ PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
         "imagic_reuse", "eta 0.7, nothing trained", texts=(ANOTHER,)
     ),
     # With the miniature in it, which has a cfg and no guidance of Flux's.
-    "imagic_flux": lambda s: s.beside("imagic_flux", "eta 0.7", **FEWER),
+    "imagic_flux": lambda s: s.beside("imagic_flux", "eta 0.7"),
     "baseline_sdedit": lambda s: s.beside("baseline_sdedit", "SDEdit, denoise 0.6"),
     "baseline_ddib": lambda s: s.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET)),
 }
@@ -195,8 +208,8 @@ def main(names: list[str]) -> None:
             for name, picture in PICTURES.items():
                 if not names or name in names:
                     started = time.monotonic()
-                    save(picture(studio), FOLDER / f"{name}.jpg")
-                    print(f"{name}.jpg {time.monotonic() - started:.0f} s", flush=True)
+                    save(picture(studio), FOLDER / f"{TITLES.get(name, name)}.jpg")
+                    print(f"{name} {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from examples.canvas import Workflow
 from examples.parts import (
-    ETA_NOTE,
+    EDIT,
     TRAINING,
     Given,
     Model,
@@ -48,8 +48,7 @@ def imagic_sdxl() -> Workflow:
     """The edit with Stable Diffusion XL."""
     w = Workflow()
     g = given_large(w, SDXL, "SDXL", less=0.6)
-    _, _, edit = edited(w, g, cfg=5.0)
-    shown(w, "Edit", edit, g.checkpoint["VAE"], "imagic_sdxl")
+    shown(w, EDIT, edited(w, g, cfg=5.0).latent, g.checkpoint["VAE"], "imagic_sdxl")
     return w
 
 
@@ -61,34 +60,33 @@ def imagic_flux() -> Workflow:
         "Flux takes its guidance beside the text. **It learns at 1**, without guidance, and "
         "**draws at 3.5**; lower looks more like a photograph. *cfg* stays 1: the negative "
         "prompt does nothing.",
-        (400, 130),
+        (320, 160),
     )
-    plain = w.node("FluxGuidance", (400, 0), conditioning=g.target, guidance=1.0)
+    plain = w.node("FluxGuidance", (320, 0), conditioning=g.target, guidance=1.0)
     target = plain["CONDITIONING"]
     optimized, tuned = learned(w, g.checkpoint, target, g.latent)
-    mix = mixed(w, target, optimized["optimized"], ETA_NOTE)
-    guided = w.node("FluxGuidance", (360, 0), conditioning=mix, guidance=3.5)
+    mix = mixed(w, target, optimized["optimized"])
+    guided = w.node("FluxGuidance", (320, 0), conditioning=mix["conditioning"], guidance=3.5)
     edit = sampled(
         w, tuned["model"], guided["CONDITIONING"], g.negative, g.latent,
         cfg=1.0, steps=20, scheduler="simple",
     )  # fmt: skip
-    shown(w, "Edit", edit, g.checkpoint["VAE"], "imagic_flux")
+    shown(w, EDIT, edit, g.checkpoint["VAE"], "imagic_flux")
     return w
 
 
 def imagic_cascade() -> Workflow:
     """The paper's Imagen version: a base model, then a super-resolution model that learns, too."""
     w = Workflow()
-    w.column("The paper's cascade")
+    g = given(w, shared=True)
     w.note(
         "As the paper does with Imagen: a base model edits, and **a super-resolution model, "
         "taught the photograph's details under your sentence**, draws the result larger. Each "
         "checkpoint has a text encoder and a VAE of its own.",
-        (260, 190),
+        (320, 150),
     )
-    g = given(w, shared=True)
-    _, _, edit = edited(w, g)
-    small = decoded(w, edit, g.checkpoint["VAE"])
+    e = edited(w, g)
+    small = decoded(w, e.latent, g.checkpoint["VAE"])
 
     title = "Learn the photograph's details: Stable Diffusion x4 upscaler"
     w.column(title)
@@ -97,21 +95,19 @@ def imagic_cascade() -> Workflow:
         "of the width. Four times the megapixels above makes the result as large as this one.\n\n"
         "**noise_augmentation** is the noise on the small picture. More lets the upscaler draw "
         "more of its own; keep it the same in both places.",
-        (400, 190),
+        (320, 240),
     )
-    upscaler = w.node("CheckpointLoaderSimple", (400, 0), (X4,), ckpt_name=X4["name"])
+    upscaler = w.node("CheckpointLoaderSimple", (320, 0), (X4,), ckpt_name=X4["name"])
     texts = [
-        w.node("CLIPTextEncode", (400, 110), clip=upscaler["CLIP"], text=text)["CONDITIONING"]
-        for text in (g.sentence, "")
+        w.node("CLIPTextEncode", (320, 110), clip=upscaler["CLIP"], text=text)["CONDITIONING"]
+        for text in (g.text["STRING"], "")
     ]
     positive, negative = texts
-    large, latent = encoded(w, g.loaded, upscaler["VAE"], 1.0)
-    quarter = w.node(
-        "ImageScaleBy", (400, 0), image=large, upscale_method="area", scale_by=0.25
-    )
+    large, latent = encoded(w, g.loader["IMAGE"], upscaler["VAE"], 1.0)
+    quarter = w.node("ImageScaleBy", (320, 0), image=large, upscale_method="area", scale_by=0.25)
     w.column(title)
     with_photograph = w.node(
-        "SD_4XUpscale_Conditioning", (360, 0), images=quarter["IMAGE"], positive=positive,
+        "SD_4XUpscale_Conditioning", (320, 0), images=quarter["IMAGE"], positive=positive,
         negative=negative, noise_augmentation=0.1,
     )  # fmt: skip
     tuned_upscaler = w.node(
@@ -120,11 +116,9 @@ def imagic_cascade() -> Workflow:
     )  # fmt: skip
 
     w.column("Enlarge the edit")
-    half = w.node(
-        "ImageScaleBy", (360, 0), image=small, upscale_method="area", scale_by=0.5
-    )
+    half = w.node("ImageScaleBy", (320, 0), image=small, upscale_method="area", scale_by=0.5)
     with_edit = w.node(
-        "SD_4XUpscale_Conditioning", (360, 0), images=half["IMAGE"], positive=positive,
+        "SD_4XUpscale_Conditioning", (320, 0), images=half["IMAGE"], positive=positive,
         negative=negative, noise_augmentation=0.1,
     )  # fmt: skip
     drawn = sampled(

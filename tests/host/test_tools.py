@@ -441,7 +441,8 @@ def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
     result = client.run(saving)
     saved = client.images(result, "pictures")
     assert len(saved) == 2 and not np.array_equal(*saved)
-    assert len(client.images(result, "one")) == 1
+    (sheet,), (shown,) = (client.images(result, node) for node in ("one", "sheet"))
+    assert np.array_equal(shown, sheet)
     (name,) = result.outputs["save"]["text"]
     (file,) = (server.base / "output" / "imagic").glob("fresh*.safetensors")
     about = edit_about(file)
@@ -542,7 +543,7 @@ def test_scores_of_a_sweep_in_any_order(nodes, without_lpips, photograph):
     order = [3, 0, 4, 1, 2]
     etas = [ETAS[i] for i in order]
     args = sweep(photograph, etas), [photograph], etas
-    curves, table, eta, best = nodes.call("ImagicScoreEdits", *args)
+    curves, table, eta, best, *around = nodes.call("ImagicScoreEdits", *args)
     assert curves.shape == (1, 500, 800, 3) and curves.std() > 0.05
     rows = [line.split() for line in table.splitlines()[1:6]]
     assert [float(row[0]) for row in rows] == ETAS
@@ -550,6 +551,8 @@ def test_scores_of_a_sweep_in_any_order(nodes, without_lpips, photograph):
     assert values == sorted(values, reverse=True) and values[0] == 1
     assert "SSIM" in table and "choose yourself" in table
     assert torch.equal(best, args[0][etas.index(eta)])
+    place = ETAS.index(eta)
+    assert around == [ETAS[max(place - 1, 0)], ETAS[min(place + 1, len(ETAS) - 1)]]
     assert nodes.call("ImagicScoreEdits", *args)[2] == eta
 
 
@@ -565,7 +568,7 @@ def test_the_numbers_of_the_table_go_out_beside_it(nodes, without_lpips, photogr
 def test_a_photograph_of_another_size_is_compared_at_the_pictures_size(nodes, without_lpips):
     smooth = torch.linspace(0, 1, 96).view(1, 1, 96, 1).expand(1, 72, 96, 3)
     small = torch.linspace(0, 1, 64).view(1, 1, 64, 1).expand(1, 48, 64, 3)
-    _, table, _, _ = nodes.call("ImagicScoreEdits", sweep(small, ETAS), [smooth], ETAS)
+    _, table, *_ = nodes.call("ImagicScoreEdits", sweep(small, ETAS), [smooth], ETAS)
     assert float(table.splitlines()[1].split()[1]) > 0.99
 
 
@@ -653,7 +656,7 @@ def test_clip_score_is_the_cosine_of_the_hosts_own_embeddings(
 ):
     eyes, pictures = vision(tmp_path), sweep(photograph, ETAS)
     args = (pictures, [photograph], ETAS, [eyes], [whole_clip], ["a sitting dog"])
-    _, table, eta, _ = nodes.call("ImagicScoreEdits", *args)
+    _, table, eta, *_ = nodes.call("ImagicScoreEdits", *args)
     with torch.inference_mode():
         tokens = whole_clip.tokenize("a sitting dog")
         whole_clip.encode_from_tokens(tokens)  # loads it

@@ -74,7 +74,7 @@ def test_the_registry_packs_what_the_pack_needs_and_no_more(
         size = sum(one.compress_size for one in packed.infolist())
     needed = {
         file.relative_to(published).as_posix()
-        for folder in ("nodes", "imagic_core", "web", "locales", "example_workflows")
+        for folder in ("nodes", "imagic_core", "web", "locales", "example_workflows", "subgraphs")
         for file in (published / folder).rglob("*")
         if file.is_file()
     }

@@ -1,16 +1,48 @@
 // Builds a workflow on the canvas from the description that workflows.py makes.
 // Columns go from left to right, a frame around each run of columns that shares a title.
-async ({ id, packs, nodes, links, columns }) => {
-  const GAP = { x: 60, y: 30, frame: 20, title: LiteGraph.NODE_TITLE_HEIGHT }
+async ({ id, name, packs, nodes, links, columns, form, box }) => {
+  const GAP = { x: 30, y: 56, frame: 15, title: LiteGraph.NODE_TITLE_HEIGHT }
+  // What a user is to touch stands out.
+  const TOUCH = LGraphCanvas.node_colors.green
   const slot = (node, kind, name) => {
     const index = node[kind].findIndex((one) => one.name === name)
     if (index < 0) throw new Error(`${node.type} has no '${name}' in ${kind}`)
     return index
   }
 
+  // One node of all, as the editor's "Convert to subgraph" makes it and its library keeps it.
+  const boxed = (made, { inputs, outputs, outside, category, description, aliases }) => {
+    for (const index of outside) app.graph.remove(made[index])
+    const within = app.graph._nodes.concat(app.graph._groups)
+    const { subgraph, node } = app.graph.convertToSubgraph(new Set(within))
+    const inner = (index) => subgraph.getNodeById(made[index].id)
+    for (const [label, targets] of inputs) {
+      const ends = targets.map(([index, input]) => [inner(index), slot(inner(index), 'inputs', input)])
+      const input = subgraph.addInput(label, ends[0][0].inputs[ends[0][1]].type)
+      for (const [target, place] of ends) input.connect(target.inputs[place], target)
+    }
+    for (const [label, [index, output]] of outputs) {
+      const source = inner(index)
+      const from = source.outputs[slot(source, 'outputs', output)]
+      subgraph.addOutput(label, from.type).connect(from, source)
+    }
+    // The editor also shows texts and seeds of its own choice.
+    node.properties.proxyWidgets = node.properties.proxyWidgets.filter(([id]) => id === '-1')
+    const least = node.computeSize()
+    node.setSize([Math.max(least[0], 400), least[1] + 120])  // room for the texts
+    const { nodes, subgraphs } = app.canvas._serializeItems([node])
+    Object.assign(subgraphs[0], { name, category, description })
+    nodes[0].title = name
+    return {
+      id, revision: 0, last_node_id: node.id, last_link_id: 0, nodes, links: [],
+      definitions: { subgraphs },
+      extra: { BlueprintDescription: description, BlueprintSearchAliases: aliases }, version: 0.4,
+    }
+  }
+
   app.graph.clear()
   app.graph.id = id
-  const made = nodes.map(({ type, size, widgets, models }) => {
+  const made = nodes.map(({ type, size, widgets, models, title }) => {
     const node = LiteGraph.createNode(type)
     if (!node) throw new Error(`this host has no node ${type}`)
     app.graph.add(node)
@@ -22,6 +54,7 @@ async ({ id, packs, nodes, links, columns }) => {
     const from = node.constructor.nodeData?.python_module
     if (from) Object.assign(node.properties, from.startsWith('custom_nodes') ? packs.ours : packs.core)
     if (models.length) node.properties.models = models
+    if (title) Object.assign(node, { title, color: TOUCH.color, bgcolor: TOUCH.bgcolor })
     const least = node.computeSize()
     node.setSize([Math.max(least[0], size[0]), Math.max(least[1], size[1])])
     return node
@@ -58,9 +91,21 @@ async ({ id, packs, nodes, links, columns }) => {
     group.size = [right - left + 2 * GAP.frame, bottom + GAP.title + 2 * GAP.frame]
     app.graph.add(group)
   }
+  if (box) return JSON.stringify(boxed(made, box), null, 2)
 
   // What the front end's own export writes; without a view it shows all of it when opened.
   const { workflow } = await app.graphToPrompt()
   delete workflow.extra?.ds
+  if (form) {
+    const inputs = form.inputs.map(([label, index, widget]) => {
+      const { id } = made[index]
+      // The export leaves out inputs that nothing is wired to, and with them what they are called.
+      const input = made[index].serialize().inputs.find((one) => one.name === widget)
+      workflow.nodes.find((one) => one.id === id).inputs.push({ ...input, label })
+      return [id, widget]
+    })
+    const outputs = form.outputs.map((index) => made[index].id)
+    Object.assign(workflow.extra, { linearMode: true, linearData: { inputs, outputs } })
+  }
   return JSON.stringify(workflow, null, 2)
 }

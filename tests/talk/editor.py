@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, TimeoutError, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Locator,
+    Page,
+    TimeoutError,
+    sync_playwright,
+)
 
 # The browser's own errands; on a machine without a network they only fill the console.
 QUIET = [
@@ -94,7 +101,10 @@ class Editor:
         return str(self.evaluate(BUILD.read_text("utf-8"), description))
 
     def drop(self, file: Path) -> None:
-        """Drop a file on the middle of the canvas as a file manager does, and let it load."""
+        """Drop a file on the middle of the canvas as a file manager does, and let it load.
+
+        One that opens as an app is shown as a graph.
+        """
         box = self.page.locator("#graph-canvas").bounding_box()
         assert box
         place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
@@ -105,8 +115,40 @@ class Editor:
         for kind in ("dragEnter", *["dragOver"] * 5, "drop"):
             session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
             self.page.wait_for_timeout(50)
-        expected = len(json.loads(file.read_text())["nodes"])
+        workflow = json.loads(file.read_text("utf-8"))
+        expected = len(workflow["nodes"])
         self.page.wait_for_function("count => app.graph._nodes.length === count", arg=expected)
+        if workflow.get("extra", {}).get("linearMode"):
+            self.page.locator("#graph-canvas").wait_for(state="hidden")
+            self.show_graph()
+
+    def show_graph(self) -> None:
+        """Turn from an app to its graph."""
+        self.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+        self.page.locator("#graph-canvas").wait_for()
+
+    def draw_nodes_as_elements(self, on: bool) -> None:
+        """Draw nodes as elements of the page ("Nodes 2.0"), or on the canvas."""
+        self.evaluate("() => app.graph.clear()")
+        setting = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+        self.evaluate(setting, on)
+
+    @contextlib.contextmanager
+    def searching(self, words: str) -> Iterator[Locator]:
+        """Search for a node to put on the empty canvas; what is listed, best first."""
+        page = self.page
+        box = page.get_by_role("combobox").or_(page.get_by_placeholder("Search nodes")).last
+        # Only an empty canvas that is done opening takes the double click.
+        for _ in range(20):
+            page.mouse.dblclick(1000, 600)
+            with contextlib.suppress(TimeoutError):
+                box.wait_for(timeout=2_000)
+                break
+        box.fill(words)
+        page.wait_for_timeout(1_000)
+        yield page.get_by_role("option")
+        page.keyboard.press("Escape")
+        box.wait_for(state="hidden")
 
     def type_into(self, node: int, widget: str, text: str) -> Any:
         """Double-click a widget of the node with this id, type a value, and return what it has."""
