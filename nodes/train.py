@@ -162,4 +162,3 @@ def train(
         "not enough memory. Use a smaller picture, method 'lora' with a lower rank, "
         "save_memory 'on', or a model in a smaller number format."
     )
-

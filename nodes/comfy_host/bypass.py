@@ -47,9 +47,7 @@ def _beside(layer: torch.nn.Module) -> tuple[Callable[..., Tensor], bool, list[l
     return found or (layer.forward, present is not None, [])
 
 
-def _put(
-    layer: Any, inner: Callable[..., Tensor], own: bool, entries: list[list[Product]]
-) -> None:
+def _put(layer: Any, inner: Callable[..., Tensor], own: bool, entries: list[list[Product]]) -> None:
     if not entries and not own:
         del layer.forward
         return

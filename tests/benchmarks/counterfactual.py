@@ -63,10 +63,12 @@ class Host:
         import folder_paths
 
         self.checkpoint = checkpoint or build.build(
-            Path(folder_paths.base_path) / "models" / "miniature.safetensors")
+            Path(folder_paths.base_path) / "models" / "miniature.safetensors"
+        )
         folder_paths.add_model_folder_path("checkpoints", str(self.checkpoint.parent))
         self.model, self.clip, self.vae = self.pack.call(
-            "CheckpointLoaderSimple", self.checkpoint.name)
+            "CheckpointLoaderSimple", self.checkpoint.name
+        )
         if only_living:
             living.install(self.model, self.checkpoint)
         self.empty = self.say("")
@@ -86,15 +88,42 @@ class Host:
         pixels = self.pack.call("VAEDecode", self.vae, latent)[0][0]
         return (pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
-    def sample(self, model: Any, positive: Any, latent: dict, sampler: str, cfg: float,
-               seed: int, denoise: float = 1.0) -> np.ndarray:
+    def sample(
+        self,
+        model: Any,
+        positive: Any,
+        latent: dict,
+        sampler: str,
+        cfg: float,
+        seed: int,
+        denoise: float = 1.0,
+    ) -> np.ndarray:
         """KSampler with the benchmark's fixed steps and schedule, decoded."""
-        return self.decode(self.pack.call(
-            "KSampler", model, seed, STEPS, cfg, sampler, SCHEDULER, positive, self.empty, latent,
-            denoise)[0])
+        return self.decode(
+            self.pack.call(
+                "KSampler",
+                model,
+                seed,
+                STEPS,
+                cfg,
+                sampler,
+                SCHEDULER,
+                positive,
+                self.empty,
+                latent,
+                denoise,
+            )[0]
+        )
 
-    def flow(self, model: Any, positive: Any, latent: dict, cfg: float, sampler: str,
-             backwards: bool = False) -> dict:
+    def flow(
+        self,
+        model: Any,
+        positive: Any,
+        latent: dict,
+        cfg: float,
+        sampler: str,
+        backwards: bool = False,
+    ) -> dict:
         """The probability flow from noise to picture, or backwards."""
         import comfy.samplers
 
@@ -105,8 +134,18 @@ class Host:
             sigmas[0] = 1e-4  # samplers divide by sigma
         x = latent["samples"]
         out = comfy.samplers.sample(
-            model, torch.zeros_like(x), positive, self.empty, cfg, model.load_device,
-            comfy.samplers.sampler_object(sampler), sigmas, {}, latent_image=x, disable_pbar=True)
+            model,
+            torch.zeros_like(x),
+            positive,
+            self.empty,
+            cfg,
+            model.load_device,
+            comfy.samplers.sampler_object(sampler),
+            sigmas,
+            {},
+            latent_image=x,
+            disable_pbar=True,
+        )
         return {"samples": out.cpu()}
 
 
@@ -157,20 +196,22 @@ def imagic_seeded(host: Host, edit: Any, paper: bool = False) -> Drawn:
 def imagic_inverted(host: Host, edit: Any) -> Drawn:
     """All stages, and a sampler that starts from the photograph's own noise under e_opt."""
     optimized, model = learn(host, edit)
-    noise = host.flow(
-        host.model, optimized, host.encode(edit.source), 1.0, "heun", backwards=True)
-    return seedless({
-        eta: host.decode(host.flow(model, e, noise, INVERTED_GUIDANCE, "euler"))
-        for eta, e in mixes(host, edit, optimized).items()
-    })
+    noise = host.flow(host.model, optimized, host.encode(edit.source), 1.0, "heun", backwards=True)
+    return seedless(
+        {
+            eta: host.decode(host.flow(model, e, noise, INVERTED_GUIDANCE, "euler"))
+            for eta, e in mixes(host, edit, optimized).items()
+        }
+    )
 
 
 def sdedit(host: Host, edit: Any) -> Drawn:
     """Noise the picture to a strength and draw the sentence from there."""
     image, target = host.encode(edit.source), host.say(edit.target_text)
     return {
-        seed: {s: host.sample(host.model, target, image, *SDEDIT, seed, denoise=s)
-               for s in STRENGTHS}
+        seed: {
+            s: host.sample(host.model, target, image, *SDEDIT, seed, denoise=s) for s in STRENGTHS
+        }
         for seed in SEEDS
     }
 
@@ -182,8 +223,14 @@ def seedless(grid: Grid) -> Drawn:
 
 def ddib(host: Host, edit: Any) -> Drawn:
     """To noise under the picture's own sentence, and back under the asked one."""
-    noise = host.flow(host.model, host.say(edit.source_text), host.encode(edit.source), 1.0,
-                      "euler", backwards=True)
+    noise = host.flow(
+        host.model,
+        host.say(edit.source_text),
+        host.encode(edit.source),
+        1.0,
+        "euler",
+        backwards=True,
+    )
     back = host.flow(host.model, host.say(edit.target_text), noise, DDIB_GUIDANCE, "euler")
     return seedless({0.0: host.decode(back)})
 
@@ -198,8 +245,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "nothing done": Method(lambda host, edit: seedless({0.0: edit.source})),
-    "ceiling": Method(
-        lambda host, edit: seedless({0.0: host.decode(host.encode(edit.truth))})),
+    "ceiling": Method(lambda host, edit: seedless({0.0: host.decode(host.encode(edit.truth))})),
     "imagic": Method(imagic_seeded, DEFAULT_ETA, take=1),
     "imagic, inverted": Method(imagic_inverted, DEFAULT_ETA, take=1),
     "imagic, paper": Method(partial(imagic_seeded, paper=True), DEFAULT_ETA, take=1),
@@ -216,6 +262,7 @@ def choose(method: Method, reached: dict[float, bool]) -> float:
 
 def best(results: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """Of each edit's seeds the one that a user would take, who does not know the truth."""
+
     def take(seeds: list[dict]) -> dict:
         return max(seeds, key=lambda e: (e["reached"], e["likeness"]))
 
@@ -237,8 +284,11 @@ def table(results: dict[str, list[dict]]) -> dict[str, dict]:
         }
         for rival in ("sdedit", "ddib"):
             if rival in results and rival != name:
-                row[f"nearer_than_{rival}"] = float(np.mean([
-                    a["psnr"] > b["psnr"] for a, b in zip(each, results[rival], strict=True)]))
+                row[f"nearer_than_{rival}"] = float(
+                    np.mean(
+                        [a["psnr"] > b["psnr"] for a, b in zip(each, results[rival], strict=True)]
+                    )
+                )
         if name.startswith("imagic"):
             for figure in ("reconstruction", "autoencoder"):
                 row[f"{figure}_psnr"] = float(np.mean([e[figure] for e in each]))
@@ -249,7 +299,8 @@ def table(results: dict[str, list[dict]]) -> dict[str, dict]:
 def show(results: dict[str, list[dict]]) -> None:
     """Print both tables."""
     for title, rows in (
-        ("mean over the seeds", table(results)), ("of all seeds one taken", table(best(results)))
+        ("mean over the seeds", table(results)),
+        ("of all seeds one taken", table(best(results))),
     ):
         print(title)
         _show(rows)
@@ -273,8 +324,9 @@ def run(host: Host, edit: Any, method: str, judge: Any) -> tuple[list[dict], lis
     # the same grid for every seed, where there is no chance in it
     grids = {id(grid): grid for grid in drawn.values()}
     scores = {key: score(host, edit, method, judge, grid) for key, grid in grids.items()}
-    each = [{**scores[id(grid)][0], "seed": seed, "seconds": seconds}
-            for seed, grid in drawn.items()]
+    each = [
+        {**scores[id(grid)][0], "seed": seed, "seconds": seconds} for seed, grid in drawn.items()
+    ]
     return each, next(iter(scores.values()))[1]
 
 
@@ -285,12 +337,17 @@ def score(
     verdicts = {s: judge(edit, picture) for s, picture in grid.items()}
     setting = choose(METHODS[method], {s: v.reached for s, v in verdicts.items()})
     found = {
-        "edit": edit.name, "setting": setting, "reached": verdicts[setting].reached,
-        "kept": verdicts[setting].kept, "psnr": metrics.psnr(grid[setting], edit.truth),
+        "edit": edit.name,
+        "setting": setting,
+        "reached": verdicts[setting].reached,
+        "kept": verdicts[setting].kept,
+        "psnr": metrics.psnr(grid[setting], edit.truth),
         "ssim": metrics.ssim(grid[setting], edit.truth),
         "likeness": metrics.ssim(grid[setting], edit.source),
-        "grid": {s: [v.reached, v.kept, round(metrics.psnr(grid[s], edit.truth), 2)]
-                 for s, v in verdicts.items()},
+        "grid": {
+            s: [v.reached, v.kept, round(metrics.psnr(grid[s], edit.truth), 2)]
+            for s, v in verdicts.items()
+        },
     }
     if not method.startswith("imagic"):
         return found, [grid[setting]]
@@ -301,10 +358,15 @@ def score(
 
 def write(path: Path, results: dict[str, list[dict]], network: str) -> None:
     """The table and all that it is made of."""
-    command.write(path, {
-        "methods": table(results), "best_of_seeds": table(best(results)), "edits": results,
-        "network": network,
-    })
+    command.write(
+        path,
+        {
+            "methods": table(results),
+            "best_of_seeds": table(best(results)),
+            "edits": results,
+            "network": network,
+        },
+    )
 
 
 def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
@@ -315,7 +377,8 @@ def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
         for name, each in said["edits"].items():
             results.setdefault(name, []).extend(each)
     return {n: sorted(each, key=lambda e: (e["edit"], e["seed"])) for n, each in results.items()}, (
-        said["network"])
+        said["network"]
+    )
 
 
 def main() -> None:
@@ -324,11 +387,15 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--edits", type=int, default=36)
     parser.add_argument("--part", default="1/1", help="K/N: every N-th edit from the K-th")
-    parser.add_argument("--merge", type=Path, nargs="*", help="instead: put the JSON of parts"
-                        " together")
+    parser.add_argument(
+        "--merge", type=Path, nargs="*", help="instead: put the JSON of parts together"
+    )
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--living", action="store_true",
-                        help="the miniature's living channels alone: eight times as fast")
+    parser.add_argument(
+        "--living",
+        action="store_true",
+        help="the miniature's living channels alone: eight times as fast",
+    )
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--world", type=Path, default=TESTS / "miniature" / "edits.py")
     arguments = parser.parse_args()

@@ -26,9 +26,13 @@ class Living(UNet):
         import comfy.ops
 
         super().__init__(shape)
-        sd = {k[len(PREFIX):]: t for k, t in load_file(checkpoint).items() if k.startswith(PREFIX)}
-        self.load_state_dict({n: torch.from_numpy(t.astype("float32"))
-                              for n, t in layout.own_tensors(shape, sd).items()})
+        sd = {k[len(PREFIX) :]: t for k, t in load_file(checkpoint).items() if k.startswith(PREFIX)}
+        self.load_state_dict(
+            {
+                n: torch.from_numpy(t.astype("float32"))
+                for n, t in layout.own_tensors(shape, sd).items()
+            }
+        )
         for module in self.modules():
             hosts = getattr(comfy.ops.disable_weight_init, type(module).__name__, None)
             if hosts is not None and type(module).__module__.startswith("torch.nn"):

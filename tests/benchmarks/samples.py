@@ -40,15 +40,25 @@ def draw(host: Host, wanted: world.Attributes, seed: int, count: int) -> list[np
     """`count` pictures of one sentence."""
     nothing = {"samples": torch.zeros(count, 4, 16, 16)}
     (out,) = host.pack.call(
-        "KSampler", host.model, seed, STEPS, GUIDANCE, "ddim", "normal", host.say(caption(wanted)),
-        host.empty, nothing)
+        "KSampler",
+        host.model,
+        seed,
+        STEPS,
+        GUIDANCE,
+        "ddim",
+        "normal",
+        host.say(caption(wanted)),
+        host.empty,
+        nothing,
+    )
     return [host.decode({"samples": z[None]}) for z in out["samples"]]
 
 
 def nearest(pictures: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Distance of each picture to the nearest known one, root mean square of 255, at 32 x 32."""
-    a, b = (p.reshape(-1, 32, 4, 32, 4, 3).mean((2, 4)).reshape(len(p), -1)
-            for p in (pictures, known))
+    a, b = (
+        p.reshape(-1, 32, 4, 32, 4, 3).mean((2, 4)).reshape(len(p), -1) for p in (pictures, known)
+    )
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     return np.sqrt(np.maximum(squares.min(1), 0) / a.shape[1])
 
@@ -68,15 +78,19 @@ def main() -> None:
     parser = command.parser(__doc__, "samples")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--count", type=int, default=512)
-    parser.add_argument("--training", type=int, default=8192,
-                        help="training pictures to look for copies in")
-    parser.add_argument("--living", action="store_true",
-                        help="the living channels alone: eight times as fast")
+    parser.add_argument(
+        "--training", type=int, default=8192, help="training pictures to look for copies in"
+    )
+    parser.add_argument(
+        "--living", action="store_true", help="the living channels alone: eight times as fast"
+    )
     arguments = parser.parse_args()
     host = Host(command.comfyui(), only_living=arguments.living)
 
-    cells = [world.Attributes(*c) for c in
-             itertools.product(world.POSES, world.PLACES, world.ACCESSORIES)]
+    cells = [
+        world.Attributes(*c)
+        for c in itertools.product(world.POSES, world.PLACES, world.ACCESSORIES)
+    ]
     np.random.default_rng(0).shuffle(cells)
     asked: list[world.Attributes] = []
     drawn: list[np.ndarray] = []
@@ -89,8 +103,14 @@ def main() -> None:
             asked += [wanted] * len(part)
     pictures = np.stack(drawn)
     found = reader.read(reader.load(), pictures)
-    right = {kind: float(np.mean([getattr(f, kind) == getattr(a, kind)
-                                  for f, a in zip(found, asked, strict=True)])) for kind in KINDS}
+    right = {
+        kind: float(
+            np.mean(
+                [getattr(f, kind) == getattr(a, kind) for f, a in zip(found, asked, strict=True)]
+            )
+        )
+        for kind in KINDS
+    }
 
     def through(shown: np.ndarray) -> np.ndarray:
         return np.stack([host.decode(host.encode(p)) for p in shown])
@@ -99,21 +119,25 @@ def main() -> None:
     coded = through(held_out)
     # no training run has rendered this far
     fresh = train.rendered("train", 100_000, 100_000 + len(pictures) + arguments.training)
-    new, unseen = through(fresh[: len(pictures)]), fresh[len(pictures):]
+    new, unseen = through(fresh[: len(pictures)]), fresh[len(pictures) :]
     trained = train.rendered("train", 0, arguments.training)
     figures = {
-        "samples": len(pictures), "right": right,
-        "autoencoder_psnr": float(np.mean([metrics.psnr(a, b)
-                                           for a, b in zip(coded, held_out, strict=True)])),
-        "nearest": {name: compare(shown, trained, unseen) for name, shown in
-                    (("samples", pictures), ("new", new), ("held out", coded))},
+        "samples": len(pictures),
+        "right": right,
+        "autoencoder_psnr": float(
+            np.mean([metrics.psnr(a, b) for a, b in zip(coded, held_out, strict=True)])
+        ),
+        "nearest": {
+            name: compare(shown, trained, unseen)
+            for name, shown in (("samples", pictures), ("new", new), ("held out", coded))
+        },
     }
     command.write(arguments.json, figures)
     print(json.dumps(figures, indent=1))
     if arguments.sheet:
         side = 8
         shown = pictures[: len(pictures) // side * side][: side * 12]
-        rows = [np.concatenate(shown[i:i + side], axis=1) for i in range(0, len(shown), side)]
+        rows = [np.concatenate(shown[i : i + side], axis=1) for i in range(0, len(shown), side)]
         Image.fromarray(np.concatenate(rows)).save(arguments.sheet)
 
 

@@ -27,10 +27,13 @@ def test_the_default_is_taken_where_nothing_reaches_it():
     assert counterfactual.choose(counterfactual.METHODS["imagic"], nothing) == 0.7
 
 
-@pytest.mark.parametrize("default,settings", [
-    (counterfactual.DEFAULT_ETA, counterfactual.ETAS),
-    (counterfactual.DEFAULT_STRENGTH, counterfactual.STRENGTHS),
-])
+@pytest.mark.parametrize(
+    "default,settings",
+    [
+        (counterfactual.DEFAULT_ETA, counterfactual.ETAS),
+        (counterfactual.DEFAULT_STRENGTH, counterfactual.STRENGTHS),
+    ],
+)
 def test_defaults_are_on_the_grid(default, settings):
     assert default in settings
     assert 0.0 in counterfactual.ETAS, "eta 0 is the reconstruction"
@@ -38,12 +41,25 @@ def test_defaults_are_on_the_grid(default, settings):
 
 def test_table_compares_edit_by_edit_and_kept_needs_reached():
     def found(*psnrs, reached=True):
-        return [{"reached": reached, "kept": True, "psnr": p, "ssim": 0.5, "reconstruction": 20.0,
-                 "autoencoder": 21.0}
-                for p in psnrs]
+        return [
+            {
+                "reached": reached,
+                "kept": True,
+                "psnr": p,
+                "ssim": 0.5,
+                "reconstruction": 20.0,
+                "autoencoder": 21.0,
+            }
+            for p in psnrs
+        ]
 
-    rows = counterfactual.table({"imagic": found(20, 10, 16, 16), "sdedit": found(15, 15, 15, 17),
-                                 "nothing done": found(1, 2, 3, 4, reached=False)})
+    rows = counterfactual.table(
+        {
+            "imagic": found(20, 10, 16, 16),
+            "sdedit": found(15, 15, 15, 17),
+            "nothing done": found(1, 2, 3, 4, reached=False),
+        }
+    )
     assert rows["imagic"]["nearer_than_sdedit"] == 0.5
     assert rows["imagic"]["psnr_to_truth"] == 15.5
     assert rows["nothing done"]["success"] == rows["nothing done"]["kept"] == 0
@@ -66,13 +82,25 @@ def test_edits_are_of_held_out_dogs_and_change_one_attribute():
 def test_parts_put_together_are_the_whole(tmp_path):
     def one(number, psnr):
         edit, seed = divmod(number, 2)
-        return {"edit": f"{edit:03d} pose", "seed": seed, "reached": True, "kept": True,
-                "psnr": psnr, "ssim": 0.5, "likeness": psnr}
+        return {
+            "edit": f"{edit:03d} pose",
+            "seed": seed,
+            "reached": True,
+            "kept": True,
+            "psnr": psnr,
+            "ssim": 0.5,
+            "likeness": psnr,
+        }
 
     for part, numbers in (("a", (2, 1)), ("b", (0, 3))):
-        counterfactual.write(tmp_path / part, {
-            "sdedit": [one(n, 10.0 + n) for n in numbers],
-            "ddib": [one(n, 10.5 + n % 2) for n in reversed(numbers)]}, "some")
+        counterfactual.write(
+            tmp_path / part,
+            {
+                "sdedit": [one(n, 10.0 + n) for n in numbers],
+                "ddib": [one(n, 10.5 + n % 2) for n in reversed(numbers)],
+            },
+            "some",
+        )
     results, network = counterfactual.merge([tmp_path / "a", tmp_path / "b"])
     assert network == "some"
     assert [e["psnr"] for e in results["sdedit"]] == [10, 11, 12, 13]
@@ -96,9 +124,17 @@ def test_of_an_edits_seeds_the_one_is_taken_that_reaches_it_and_is_most_like_the
     def one(edit, reached, likeness, psnr):
         return {"edit": edit, "reached": reached, "likeness": likeness, "psnr": psnr}
 
-    taken = counterfactual.best({"imagic": [
-        one("a", False, 0.9, 1), one("a", True, 0.4, 30), one("a", True, 0.6, 2),
-        one("b", False, 0.2, 30), one("b", False, 0.3, 3)]})
+    taken = counterfactual.best(
+        {
+            "imagic": [
+                one("a", False, 0.9, 1),
+                one("a", True, 0.4, 30),
+                one("a", True, 0.6, 2),
+                one("b", False, 0.2, 30),
+                one("b", False, 0.3, 3),
+            ]
+        }
+    )
     assert [(e["edit"], e["psnr"]) for e in taken["imagic"]] == [("a", 2), ("b", 3)]
 
 
@@ -132,7 +168,10 @@ def test_what_was_learned_serves_again_but_no_other_edit_and_no_other_recipe():
     found = [counterfactual.learn(host, edit, paper) for edit, paper in asked]
     assert [e for e, _ in found] == ["one as set", "one as set", "one paper", "two paper"]
     assert [model for _, model in found] == [
-        "one as set B", "one as set B", "one paper B at 4e-06 full", "two paper B at 4e-06 full"
+        "one as set B",
+        "one as set B",
+        "one paper B at 4e-06 full",
+        "two paper B at 4e-06 full",
     ]
     assert pack.calls == 2 * 3, "two stages, each of three different ones once"
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from examples.prompts import FOLDER, file_of
+from examples.prompts import file_of
 from examples.workflows import BLUEPRINTS
 from locales.texts import LANGUAGES
-from playwright.sync_api import TimeoutError
 from talk.client import Client
 from talk.editor import READY, Editor
 
@@ -154,7 +153,7 @@ def test_the_editor_speaks_the_users_language(editor: Editor, client: Client) ->
     try:
         page.reload()
         page.wait_for_function(READY)
-        editor.drop(FOLDER / "imagic_edit.json")
+        editor.drop(file_of("imagic_edit"))
         said = editor.evaluate(
             """(id) => {
                 const node = app.graph.getNodeById(id)

@@ -99,9 +99,7 @@ def brought(w: Workflow, model: Model) -> tuple[Node, Node]:
     return checkpoint, w.node("LoadImage", (300, 330), title="Your photograph", image=IMAGE)
 
 
-def encoded(
-    w: Workflow, image: Output, vae: Output, megapixels: float
-) -> tuple[Output, Output]:
+def encoded(w: Workflow, image: Output, vae: Output, megapixels: float) -> tuple[Output, Output]:
     """The photograph at a size, as IMAGE and as LATENT."""
     scaled = w.node(
         "ImageScaleToTotalPixels", (320, 0), image=image,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from examples.canvas import Node, Output, Workflow
 from examples.parts import Given, Model, decoded, given, learned, sampled, saved
@@ -25,14 +26,14 @@ class Swept:
     pictures: Output
 
 
-def swept(w: Workflow, g: Given, model: Output, optimized: Output, **span: Output | float) -> Swept:
+def swept(w: Workflow, g: Given, model: Output, optimized: Output, **span: Any) -> Swept:
     """Draw a range of eta, each with the same noise."""
     sweep = w.node("ImagicEtaSweep", (320, 0), target=g.target, optimized=optimized, **span)
     drawn = sampled(w, model, sweep["conditioning"], g.negative, g.latent)
     return Swept(sweep, Node(drawn.node), decoded(w, drawn, g.checkpoint["VAE"]))
 
 
-def scored(w: Workflow, g: Given, drawn: Swept, size: tuple[int, int], **clip: Output) -> Node:
+def scored(w: Workflow, g: Given, drawn: Swept, size: tuple[int, int], **clip: Any) -> Node:
     """Measure pictures and recommend one."""
     return w.node(
         "ImagicScoreEdits", size, images=drawn.pictures, original=g.photograph,
@@ -40,7 +41,7 @@ def scored(w: Workflow, g: Given, drawn: Swept, size: tuple[int, int], **clip: O
     )  # fmt: skip
 
 
-def sheet_of(w: Workflow, g: Given, drawn: Swept, **more: Output) -> Node:
+def sheet_of(w: Workflow, g: Given, drawn: Swept, **more: Any) -> Node:
     """Show pictures side by side."""
     return w.node(
         "ImagicContactSheet", SHEET, images=drawn.pictures, etas=drawn.sweep["etas"],

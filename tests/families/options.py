@@ -87,9 +87,7 @@ def compiled_block(model: Any) -> Any:
     """One block by torch.compile, as packs do that compile block by block."""
     model = model.clone()
     name = "diffusion_model.joint_blocks.0"
-    model.add_object_patch(
-        name, torch.compile(model.get_model_object(name), backend="eager")
-    )
+    model.add_object_patch(name, torch.compile(model.get_model_object(name), backend="eager"))
     return model
 
 

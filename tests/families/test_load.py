@@ -41,8 +41,16 @@ def sample(patcher, family, positive) -> torch.Tensor:
     negative = kinds.conditioning(family, seed=9)
     with torch.inference_mode():
         (out,) = nodes.common_ksampler(
-            patcher, 5, 2, 2.0, "euler", "simple", positive, negative,
-            kinds.latent(family, seed=3), denoise=0.8,
+            patcher,
+            5,
+            2,
+            2.0,
+            "euler",
+            "simple",
+            positive,
+            negative,
+            kinds.latent(family, seed=3),
+            denoise=0.8,
         )
     return out["samples"]
 
@@ -150,9 +158,7 @@ def test_noise_level_changes_the_prediction(loaded):
     family, model = loaded.family, loaded.patcher.model
     embedding, entries = kinds.conditioning(family)[0]
     x = kinds.latent(family)["samples"]
-    conds = model.extra_conds(
-        cross_attn=embedding, noise=x, device=x.device, seed=1, **entries
-    )
+    conds = model.extra_conds(cross_attn=embedding, noise=x, device=x.device, seed=1, **entries)
     inputs = {key: cond.cond for key, cond in conds.items()}
     inputs["context"] = inputs.pop("c_crossattn")
     if "c_concat" in inputs:

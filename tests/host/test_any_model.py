@@ -84,9 +84,7 @@ def test_functions_around_the_model_count_as_they_do_when_sampled(nodes, model, 
     darker = _darker(kind, model)
     plain, changed = nodes.loss(model, target, image, 4), nodes.loss(darker, target, image, 4)
     assert changed != pytest.approx(plain, rel=1e-2)
-    assert changed == pytest.approx(
-        nodes.sampled_loss(darker, target, image, 4, "noise"), rel=1e-3
-    )
+    assert changed == pytest.approx(nodes.sampled_loss(darker, target, image, 4, "noise"), rel=1e-3)
     optimized, _ = nodes.optimize(darker, target, image, 4, 2e-2, 0)
     assert nodes.loss(darker, optimized, image, 4) < changed
 

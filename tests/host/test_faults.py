@@ -118,9 +118,7 @@ def small_files_only(size: int):
 
 
 @pytest.mark.parametrize("fault", ["full", "not a folder", "too long"])
-def test_an_edit_that_cannot_be_saved_still_comes_out(
-    nodes, model, learned, output, fault, caplog
-):
+def test_an_edit_that_cannot_be_saved_still_comes_out(nodes, model, learned, output, fault, caplog):
     prefix = "/".join(["a" * 200] * 30) if fault == "too long" else "imagic/edit"
     if fault == "not a folder":
         (output / "imagic").write_text("a file in its place")

@@ -57,7 +57,8 @@ def test_weights_are_quantised_and_training_sees_what_is_sampled(loaded, stage_a
     quantised_layers = [
         layer
         for layer in model.model.diffusion_model.modules()
-        if hasattr(layer, "weight_function") and layer.weight is not None
+        if hasattr(layer, "weight_function")
+        and layer.weight is not None
         and nodes.host.weights.is_quantised(layer, layer.weight)
     ]
     assert len(quantised_layers) > 10

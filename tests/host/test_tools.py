@@ -49,9 +49,7 @@ def test_a_sweep_of_one_is_its_start(nodes):
 
 def test_a_sweep_refuses_another_text_encoders_sentence(nodes):
     with pytest.raises(ValueError, match="Eta Sweep: 'target' and 'optimized' do not match"):
-        nodes.call(
-            "ImagicEtaSweep", given.conditioning(width=1024), given.conditioning(), 0, 1, 2
-        )
+        nodes.call("ImagicEtaSweep", given.conditioning(width=1024), given.conditioning(), 0, 1, 2)
 
 
 # ---- contact sheet --------------------------------------------------------------------------

@@ -233,9 +233,7 @@ class _Setup:
         recipe = [requirements.read_text()]
         with self._step(folder, "packages of the tests", recipe) as needed:
             if needed:
-                self._pip(
-                    python, "install", "--no-deps", "--target", folder, "-r", requirements
-                )
+                self._pip(python, "install", "--no-deps", "--target", folder, "-r", requirements)
         return folder
 
     def _download_wheel(self) -> Path:

@@ -44,8 +44,13 @@ def unpack(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def write(shape: layout.Shape, unet: dict[str, np.ndarray], autoencoder: dict[str, np.ndarray],
-          latent_std: float, folder: Path = FOLDER) -> None:
+def write(
+    shape: layout.Shape,
+    unet: dict[str, np.ndarray],
+    autoencoder: dict[str, np.ndarray],
+    latent_std: float,
+    folder: Path = FOLDER,
+) -> None:
     """Replace the asset by these weights. The checkpoint's hash is added by `build.seal`."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("part_*.safetensors"):
@@ -72,7 +77,7 @@ def read(folder: Path = FOLDER) -> tuple[dict, dict[str, np.ndarray], dict[str, 
     tensors = unpack(packed)
 
     def below(prefix: str) -> dict[str, np.ndarray]:
-        return {n[len(prefix):]: t for n, t in tensors.items() if n.startswith(prefix)}
+        return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
 
     return about, below("unet."), below("autoencoder.")
 

@@ -67,17 +67,24 @@ class Autoencoder(nn.Module):
         super().__init__()
         eighth, quarter, half, full = WIDTHS
         b = ENCODER_BLOCKS
-        self.encoder = nn.ModuleList([
-            Level(3, full, b[3], bias=True), Level(full, half, b[2], stride=2),
-            Level(half, quarter, b[1], stride=2), Level(quarter, eighth, b[0], stride=2),
-        ])
+        self.encoder = nn.ModuleList(
+            [
+                Level(3, full, b[3], bias=True),
+                Level(full, half, b[2], stride=2),
+                Level(half, quarter, b[1], stride=2),
+                Level(quarter, eighth, b[0], stride=2),
+            ]
+        )
         self.to_latent = _conv(eighth, 4)
         self.from_latent = _conv(4, eighth)
         self.first = nn.ModuleList(Block(eighth) for _ in range(BLOCKS[0]))
-        self.decoder = nn.ModuleList([
-            Level(eighth, quarter, BLOCKS[1]), Level(quarter, half, BLOCKS[2]),
-            Level(half, full, BLOCKS[3]),
-        ])
+        self.decoder = nn.ModuleList(
+            [
+                Level(eighth, quarter, BLOCKS[1]),
+                Level(quarter, half, BLOCKS[2]),
+                Level(half, full, BLOCKS[3]),
+            ]
+        )
         self.to_picture = _conv(full, 3)
         self.to_picture.bias = nn.Parameter(torch.full((3,), 0.5))
         with torch.no_grad():

@@ -23,7 +23,9 @@ wide as its living channels, and should be the lower by about the square root of
 
 
 def checkpoint(
-    shape: layout.Shape, unet: dict[str, np.ndarray], autoencoder: dict[str, np.ndarray],
+    shape: layout.Shape,
+    unet: dict[str, np.ndarray],
+    autoencoder: dict[str, np.ndarray],
     latent_std: float,
 ) -> dict[str, np.ndarray]:
     """All tensors of the checkpoint, half precision but for the autoencoder's two scalars."""
@@ -34,7 +36,8 @@ def checkpoint(
     )
     return {
         prefix + name: np.ascontiguousarray(t if t.ndim == 0 else t.astype(np.float16))
-        for prefix, tensors in parts for name, t in tensors.items()
+        for prefix, tensors in parts
+        for name, t in tensors.items()
     }
 
 

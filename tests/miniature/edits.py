@@ -45,11 +45,18 @@ def edits(count: int, split: str = "heldout") -> list[KnownEdit]:
         values = {"pose": world.POSES, "place": world.PLACES, "accessory": world.ACCESSORIES}[kind]
         other = str(rng.choice([v for v in values if v != getattr(now, kind)]))
         wanted = now._replace(**{kind: other})
-        made.append(KnownEdit(
-            f"{index:03d} {kind}: {getattr(now, kind)} to {other}", kind,
-            world.render(who, now), world.render(who, wanted), caption(now), caption(wanted),
-            who, wanted,
-        ))
+        made.append(
+            KnownEdit(
+                f"{index:03d} {kind}: {getattr(now, kind)} to {other}",
+                kind,
+                world.render(who, now),
+                world.render(who, wanted),
+                caption(now),
+                caption(wanted),
+                who,
+                wanted,
+            )
+        )
     return made
 
 

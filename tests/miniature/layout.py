@@ -54,8 +54,14 @@ def slots(shape: Shape) -> Slots:
     def vector(key: str, name: str | None, full: int, index: np.ndarray) -> None:
         out[key] = ((full,), (index,), name)
 
-    def layer(key: str, name: str | None, full: tuple[int, ...], o: np.ndarray, i: np.ndarray,
-              bias: bool = True) -> None:
+    def layer(
+        key: str,
+        name: str | None,
+        full: tuple[int, ...],
+        o: np.ndarray,
+        i: np.ndarray,
+        bias: bool = True,
+    ) -> None:
         out[f"{key}.weight"] = (full, (o, i), name and f"{name}.weight")
         if bias:
             vector(f"{key}.bias", name and f"{name}.bias", full[0], o)
@@ -110,8 +116,13 @@ def slots(shape: Shape) -> Slots:
         transformer(f"output_blocks.{n}.1", f"coarse_out.{n}.1")
     layer(f"output_blocks.{s.blocks}.2.conv", "up", (FULL, FULL, 3, 3), fine, coarse)
     res(f"output_blocks.{s.blocks + 1}.0", "fine_out", beside(fine, fine), fine, True)
-    res(f"output_blocks.{s.blocks + 2}.0", "last" if s.last else None, beside(fine, fine), fine,
-        True)
+    res(
+        f"output_blocks.{s.blocks + 2}.0",
+        "last" if s.last else None,
+        beside(fine, fine),
+        fine,
+        True,
+    )
     norm("out.0", "norm", FULL, fine)
     layer("out.2", "leave", (4, FULL, 3, 3), four, fine)
     return out
@@ -150,7 +161,8 @@ def own_tensors(shape: Shape, sd: dict[str, np.ndarray]) -> dict[str, np.ndarray
     """The inverse of `sd_tensors`: what a network of this shape keeps of a full layout."""
     return {
         name: sd[key][index[0]] if len(index) == 1 else sd[key][np.ix_(*index)]
-        for key, (_, index, name) in slots(shape).items() if name is not None
+        for key, (_, index, name) in slots(shape).items()
+        if name is not None
     }
 
 

@@ -64,8 +64,9 @@ def identity_kept(reading: Reading, who: Identity) -> bool:
     )
 
 
-def rest_kept(reading: Reading, who: Identity, wanted: Attributes, edited: str,
-              outside: float) -> bool:
+def rest_kept(
+    reading: Reading, who: Identity, wanted: Attributes, edited: str, outside: float
+) -> bool:
     """Whether everything but the edited attribute is kept: attributes, identity, pixels."""
     others = (n for n in Attributes._fields if n != edited)
     return (

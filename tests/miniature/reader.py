@@ -20,8 +20,13 @@ from miniature.world import Attributes, Identity
 FILE = FOLDER / "reader.safetensors"
 NO_DOG = "none of these"
 CLASSES: dict[str, tuple] = {
-    "pose": (*world.POSES, NO_DOG), "place": world.PLACES, "accessory": world.ACCESSORIES,
-    "ears": world.EARS, "tail": world.TAILS, "marking": world.MARKINGS, "facing": (-1, 1),
+    "pose": (*world.POSES, NO_DOG),
+    "place": world.PLACES,
+    "accessory": world.ACCESSORIES,
+    "ears": world.EARS,
+    "tail": world.TAILS,
+    "marking": world.MARKINGS,
+    "facing": (-1, 1),
 }
 # Name -> (middle, half range): what the network predicts is scaled to about [-1, 1].
 LENGTHS = {"leg": (18.0, 3.0), "build": (10.5, 1.5), "x": (64.0, 6.0), "scale": (1.035, 0.085)}
@@ -36,10 +41,18 @@ class Reader(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for n_in, n_out in zip((3, *WIDTHS), WIDTHS, strict=False):
-            layers += [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1),
-                       nn.GroupNorm(8, n_out), nn.ReLU()]
-        layers += [nn.Conv2d(WIDTHS[-1], 48, 3, padding=1), nn.ReLU(), nn.Flatten(),
-                   nn.Linear(48 * 64, 160), nn.ReLU()]
+            layers += [
+                nn.Conv2d(n_in, n_out, 3, stride=2, padding=1),
+                nn.GroupNorm(8, n_out),
+                nn.ReLU(),
+            ]
+        layers += [
+            nn.Conv2d(WIDTHS[-1], 48, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(48 * 64, 160),
+            nn.ReLU(),
+        ]
         self.body = nn.Sequential(*layers)
         self.heads = nn.ModuleDict({n: nn.Linear(160, len(c)) for n, c in CLASSES.items()})
         self.heads["hue"] = nn.Linear(160, 2)
@@ -99,8 +112,9 @@ def store(model: Reader, path: Path = FILE) -> None:
     save_file({n: t.half().contiguous() for n, t in model.state_dict().items()}, path)
 
 
-def spoil(picture: np.ndarray, who: Identity, what: Attributes, rng: np.random.Generator
-          ) -> np.ndarray:
+def spoil(
+    picture: np.ndarray, who: Identity, what: Attributes, rng: np.random.Generator
+) -> np.ndarray:
     """Make a picture of the same place whose dog is none of the poses."""
     kind = int(rng.integers(5))
     bare = world.landscape(who, what.place)
@@ -113,12 +127,12 @@ def spoil(picture: np.ndarray, who: Identity, what: Attributes, rng: np.random.G
     if kind == 2:  # two heads or two tails
         joined, middle = picture.copy(), round(who.x)
         width = min(middle, world.SIZE - middle)
-        left = picture[:, middle - width:middle]
-        right = picture[:, middle:middle + width]
+        left = picture[:, middle - width : middle]
+        right = picture[:, middle : middle + width]
         if rng.random() < 0.5:
-            joined[:, middle:middle + width] = left[:, ::-1]
+            joined[:, middle : middle + width] = left[:, ::-1]
         else:
-            joined[:, middle - width:middle] = right[:, ::-1]
+            joined[:, middle - width : middle] = right[:, ::-1]
         return joined
     if kind == 3:  # the dog's half is missing
         cut, middle = picture.copy(), round(who.x + rng.uniform(-6, 6))
@@ -144,30 +158,41 @@ def _soften(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return (x + float(rng.uniform(0, 0.05)) * torch.randn_like(x)).clamp(0, 1)
 
 
-def loss(model: Reader, pictures: np.ndarray, truths: list[tuple[Identity, Attributes]],
-         rng: np.random.Generator) -> torch.Tensor:
+def loss(
+    model: Reader,
+    pictures: np.ndarray,
+    truths: list[tuple[Identity, Attributes]],
+    rng: np.random.Generator,
+) -> torch.Tensor:
     """One batch's loss; a fifth of the dogs is spoilt and only their place is asked for then."""
     spoilt = rng.random(len(truths)) < 0.2
-    shown = np.stack([
-        spoil(p, *truth, rng) if bad else p
-        for p, truth, bad in zip(pictures, truths, spoilt, strict=True)
-    ])
+    shown = np.stack(
+        [
+            spoil(p, *truth, rng) if bad else p
+            for p, truth, bad in zip(pictures, truths, spoilt, strict=True)
+        ]
+    )
     device = next(model.parameters()).device
     x = _soften(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255, rng).to(device)
     out = {name: v.float() for name, v in model(x).items()}
     sound = torch.from_numpy(~spoilt).float().to(device)
     total = out["pose"].new_zeros(())
     for name, values in CLASSES.items():
-        labels = [values.index(getattr(who if hasattr(who, name) else what, name))
-                  for who, what in truths]
+        labels = [
+            values.index(getattr(who if hasattr(who, name) else what, name)) for who, what in truths
+        ]
         if name == "pose":
             labels = [len(values) - 1 if bad else n for n, bad in zip(labels, spoilt, strict=True)]
         each = F.cross_entropy(out[name], torch.tensor(labels, device=device), reduction="none")
         total = total + (each.mean() if name in ("pose", "place") else (each * sound).mean())
     angle = torch.tensor([who.hue for who, _ in truths], device=device) * 2 * np.pi
     hue = torch.stack([angle.cos(), angle.sin()], 1)
-    lengths = torch.tensor([[(getattr(who, n) - middle) / half
-                             for n, (middle, half) in LENGTHS.items()] for who, _ in truths],
-                           device=device)
+    lengths = torch.tensor(
+        [
+            [(getattr(who, n) - middle) / half for n, (middle, half) in LENGTHS.items()]
+            for who, _ in truths
+        ],
+        device=device,
+    )
     total = total + 2 * ((out["hue"] - hue).pow(2).mean(1) * sound).mean()
     return total + ((out["lengths"] - lengths).pow(2).mean(1) * sound).mean()

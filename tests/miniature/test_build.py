@@ -18,8 +18,9 @@ SMALL = layout.Shape(fine=20, coarse=40, time=16, feed=24, text=captions.DIMENSI
 def living(shape, seed=0):
     rng = np.random.default_rng(seed)
     return {
-        name: rng.standard_normal((*(len(i) for i in index), *full[len(index):])).astype("float32")
-        for full, index, name in layout.slots(shape).values() if name
+        name: rng.standard_normal((*(len(i) for i in index), *full[len(index) :])).astype("float32")
+        for full, index, name in layout.slots(shape).values()
+        if name
     }
 
 
@@ -32,7 +33,8 @@ def test_layout_keeps_every_living_weight_and_nothing_else(shape):
     assert all((back[name] == own[name]).all() for name in own)
     passing = 0 if shape.last else layout.FULL
     assert sum(np.count_nonzero(t) for t in full.values()) == passing + sum(
-        np.count_nonzero(t) for t in own.values())
+        np.count_nonzero(t) for t in own.values()
+    )
 
 
 def test_packing_is_half_precision_or_eight_bits(monkeypatch):
@@ -118,8 +120,10 @@ def test_the_shipped_asset_is_small_and_builds_to_its_hash(tmp_path):
 def test_the_shipped_asset_survives_a_copy_without_torch(tmp_path):
     # build.py must not need torch: its imports are checked in a Python of their own
 
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); import miniature.build; "
-            "assert 'torch' not in sys.modules")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import miniature.build; "
+        "assert 'torch' not in sys.modules"
+    )
     folder = tmp_path / "tests" / "miniature"
     shutil.copytree(asset.FOLDER.parent, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     subprocess.run([sys.executable, "-c", code, str(folder.parent)], check=True)
@@ -131,8 +135,12 @@ def test_the_reader_reads_held_out_renders():
     truths = [(world.identity("heldout", i), world.attributes(rng)) for i in range(count)]
     found = reader.read(model, np.stack([world.render(*t) for t in truths]))
     for name in ("pose", "place", "accessory"):
-        right = np.mean([getattr(f, name) == getattr(what, name)
-                         for f, (_, what) in zip(found, truths, strict=True)])
+        right = np.mean(
+            [
+                getattr(f, name) == getattr(what, name)
+                for f, (_, what) in zip(found, truths, strict=True)
+            ]
+        )
         assert right >= 0.99, (name, right)
     facing = np.mean([f.facing == who.facing for f, (who, _) in zip(found, truths, strict=True)])
     assert facing >= 0.99

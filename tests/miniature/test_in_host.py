@@ -23,8 +23,12 @@ def both(comfy, tmp_path_factory):
     for module in (network, coder):
         module.half().float()  # what the file holds
     folder = tmp_path_factory.mktemp("asset")
-    asset.write(SHAPE, *({n: p.numpy() for n, p in m.state_dict().items()}
-                         for m in (network, coder)), STD, folder)
+    asset.write(
+        SHAPE,
+        *({n: p.numpy() for n, p in m.state_dict().items()} for m in (network, coder)),
+        STD,
+        folder,
+    )
     build.seal(folder)
     path = build.build(folder / "small.safetensors", folder)
     loaded = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)
@@ -58,7 +62,7 @@ def test_clip_reads_our_tokens_and_states(both):
         ours = torch.from_numpy(captions.TextStates()([text]))
         assert theirs.shape == (1, 77, captions.WIDTH)
         assert (theirs[..., : captions.DIMENSIONS] - ours).abs().max() < 1e-4
-        assert theirs[..., captions.DIMENSIONS:].abs().max() == 0
+        assert theirs[..., captions.DIMENSIONS :].abs().max() == 0
 
 
 def test_vae_encodes_and_decodes_as_trained(both):

@@ -113,8 +113,9 @@ def test_min_snr_weighting_asks_less_of_what_is_nearly_clean():
             return torch.zeros_like(x)
 
     z, text = torch.zeros(64, 4, 16, 16), torch.zeros(64, 77, 1)
-    weighted, plain = train.noise_loss(Zero(), z, text, train.alphas(),
-                                       torch.Generator().manual_seed(0))
+    weighted, plain = train.noise_loss(
+        Zero(), z, text, train.alphas(), torch.Generator().manual_seed(0)
+    )
     assert plain.item() == pytest.approx(1, abs=0.02)
     # error 1 everywhere leaves the mean weight: 5 / SNR where the SNR is above 5
     snr = train.alphas() / (1 - train.alphas())

@@ -34,13 +34,25 @@ CHUNK = 1024
 CONFIG = {
     "pictures": 8192,
     "tuning_pictures": 512,
-    "ae": {"minutes": 62.0, "batch": 8, "crop": 64, "lr": 1e-3, "lr_rest": 1e-3,
-           "latent_noise": 0.05, "decoder_alone_from": 0.9},
-    "reader": {"minutes": 22.0, "coded": 4096, "batch": 32, "lr": 1e-3,
-               "lr_rest": 1e-3},
+    "ae": {
+        "minutes": 62.0,
+        "batch": 8,
+        "crop": 64,
+        "lr": 1e-3,
+        "lr_rest": 1e-3,
+        "latent_noise": 0.05,
+        "decoder_alone_from": 0.9,
+    },
+    "reader": {"minutes": 22.0, "coded": 4096, "batch": 32, "lr": 1e-3, "lr_rest": 1e-3},
     "unet": {
-        "minutes": 88.0, "batch": 16, "lr": 2e-3, "lr_rest": 1e-3, "ema": 0.998, "report": 100,
-        "empty_captions": 0.1, "place_left_out": 0.3,
+        "minutes": 88.0,
+        "batch": 16,
+        "lr": 2e-3,
+        "lr_rest": 1e-3,
+        "ema": 0.998,
+        "report": 100,
+        "empty_captions": 0.1,
+        "place_left_out": 0.3,
         "shape": vars(layout.Shape()),
     },
 }
@@ -51,8 +63,14 @@ CUDA_CONFIG = {
     "pictures": 32768,
     "ae": {"minutes": 10.0, "batch": 48},
     "reader": {"minutes": 2.0, "batch": 64},
-    "unet": {"minutes": 15.0, "batch": 128, "lr": 1e-3, "ema": 0.9995, "report": 500,
-             "shape": vars(layout.full_shape())},
+    "unet": {
+        "minutes": 15.0,
+        "batch": 128,
+        "lr": 1e-3,
+        "ema": 0.9995,
+        "report": 500,
+        "shape": vars(layout.full_shape()),
+    },
 }
 
 
@@ -124,7 +142,8 @@ class Tools:
         self.rates = (setting["lr"], setting["lr_rest"])
         self.each: tuple[torch.optim.Optimizer, ...] = (
             Muon(hidden, self.rates[0]),
-            torch.optim.AdamW(rest, self.rates[1], betas=(0.9, 0.99), weight_decay=0.0))
+            torch.optim.AdamW(rest, self.rates[1], betas=(0.9, 0.99), weight_decay=0.0),
+        )
 
     def step(self, loss: torch.Tensor, factor: float) -> None:
         """Backward, clip to norm 1, and step at `factor` of the full rates."""
@@ -149,8 +168,14 @@ class Tools:
 class Fitting:
     """A network in training with its optimisers and its clock, kept in one file."""
 
-    def __init__(self, run: Run, stage: str, model: torch.nn.Module, outside: tuple[str, ...],
-                 average: dict[str, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        stage: str,
+        model: torch.nn.Module,
+        outside: tuple[str, ...],
+        average: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         """Go on from the stage's file where there is one."""
         self.setting, self.path = run.config[stage], run.work / f"{stage}.pt"
         self.model, self.average = model, average or {}
@@ -171,8 +196,9 @@ class Fitting:
         if self.average:
             n = self.clock.step
             keep = min(self.setting["ema"], (1 + n) / (10 + n))
-            torch._foreach_lerp_(list(self.average.values()),
-                                 [p.detach() for p in self.model.parameters()], 1 - keep)
+            torch._foreach_lerp_(
+                list(self.average.values()), [p.detach() for p in self.model.parameters()], 1 - keep
+            )
         self.progress = self.clock.tick()
 
     def due(self) -> bool:
@@ -182,8 +208,16 @@ class Fitting:
     def save(self, **more: object) -> None:
         """Write the file."""
         kept = {"average": self.average} if self.average else {}
-        save(self.path, {"model": self.model.state_dict(), "optimisers": self.tools.state(),
-                         "clock": self.clock.state(), **kept, **more})
+        save(
+            self.path,
+            {
+                "model": self.model.state_dict(),
+                "optimisers": self.tools.state(),
+                "clock": self.clock.state(),
+                **kept,
+                **more,
+            },
+        )
 
     def figures(self) -> dict[str, float]:
         """What every report begins with."""
@@ -204,8 +238,10 @@ def rendered(split: str, start: int, stop: int) -> np.ndarray:
 def render(run: Run) -> None:
     """Pictures of the training and tuning splits: uint8 [CHUNK, 128, 128, 3] files."""
     jobs = []
-    for split, count in (("tuning", run.config["tuning_pictures"]),
-                         ("train", run.config["pictures"])):
+    for split, count in (
+        ("tuning", run.config["tuning_pictures"]),
+        ("train", run.config["pictures"]),
+    ):
         for start in range(0, count, CHUNK):
             path = run.work / f"{split}_{start // CHUNK:03d}.npy"
             if not path.exists():
@@ -213,7 +249,8 @@ def render(run: Run) -> None:
     # spawned: a fork of a process whose torch has threads may hang
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for path, pictures in zip(
-            [j[0] for j in jobs], pool.map(rendered, *zip(*[j[1:] for j in jobs], strict=True)),
+            [j[0] for j in jobs],
+            pool.map(rendered, *zip(*[j[1:] for j in jobs], strict=True)),
             strict=True,
         ):
             partial = path.with_suffix(".part")
@@ -243,18 +280,26 @@ def decay(progress: float, step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) * min(1.0, max(0.0, 1 - progress) / 0.6)
 
 
-def places(rng: np.random.Generator, count: int, pictures: int, crop: int
-           ) -> list[tuple[int, int, int]]:
+def places(
+    rng: np.random.Generator, count: int, pictures: int, crop: int
+) -> list[tuple[int, int, int]]:
     """Picture, row and column of random crops, the last two in latent places of 8 pixels.
 
     The dog is below; the sky needs fewer looks.
     """
     last = (world.SIZE - crop) // 8
     low = rng.random(count) < 0.8
-    rows = np.where(low, rng.integers(last // 3 + 1, last + 1, count),
-                    rng.integers(0, last // 3 + 1, count))
-    return list(zip(rng.integers(pictures, size=count).tolist(), rows.tolist(),
-                    rng.integers(0, last + 1, count).tolist(), strict=True))
+    rows = np.where(
+        low, rng.integers(last // 3 + 1, last + 1, count), rng.integers(0, last // 3 + 1, count)
+    )
+    return list(
+        zip(
+            rng.integers(pictures, size=count).tolist(),
+            rows.tolist(),
+            rng.integers(0, last + 1, count).tolist(),
+            strict=True,
+        )
+    )
 
 
 def train_autoencoder(run: Run) -> None:
@@ -267,10 +312,15 @@ def train_autoencoder(run: Run) -> None:
     crop = setting["crop"]
     while fitting.progress < 1:
         rng = np.random.default_rng([SEED, 1, fitting.clock.step])
-        x = to_tensor(np.stack([
-            data[i, 8 * r:8 * r + crop, 8 * c:8 * c + crop]
-            for i, r, c in places(rng, setting["batch"], len(data), crop)
-        ]), run.device)
+        x = to_tensor(
+            np.stack(
+                [
+                    data[i, 8 * r : 8 * r + crop, 8 * c : 8 * c + crop]
+                    for i, r, c in places(rng, setting["batch"], len(data), crop)
+                ]
+            ),
+            run.device,
+        )
         with run.autocast():
             # A decoder settles better on latents that no longer move.
             with torch.set_grad_enabled(fitting.progress < setting["decoder_alone_from"]):
@@ -285,8 +335,13 @@ def train_autoencoder(run: Run) -> None:
             with torch.no_grad():
                 z = model.encode(held)
                 quality = psnr(model.decode(z), held).mean().item()
-            run.log("ae", **fitting.figures(), loss=round(loss.item(), 5),
-                    tuning_psnr=round(quality, 3), latent_std=round(z.std().item(), 4))
+            run.log(
+                "ae",
+                **fitting.figures(),
+                loss=round(loss.item(), 5),
+                tuning_psnr=round(quality, 3),
+                latent_std=round(z.std().item(), 4),
+            )
             fitting.save(latent_std=z.std().item())
 
 
@@ -300,10 +355,12 @@ def encode_latents(run: Run) -> None:
         if target.exists():
             continue
         with torch.no_grad(), run.autocast():
-            z = torch.cat([
-                model.encode(to_tensor(part, run.device)).float() / state["latent_std"]
-                for part in np.array_split(np.load(path), 16)
-            ])
+            z = torch.cat(
+                [
+                    model.encode(to_tensor(part, run.device)).float() / state["latent_std"]
+                    for part in np.array_split(np.load(path), 16)
+                ]
+            )
         np.save(target, z.cpu().numpy().astype(np.float16))
 
 
@@ -315,14 +372,18 @@ def latents(run: Run, split: str) -> torch.Tensor:
 
 def alphas() -> torch.Tensor:
     """SD1.x's cumulative signal fractions: 1000 steps, square-root-linear betas .00085 to .012."""
-    return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(
-        0).float()
+    return (
+        (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2)
+        .cumprod(0)
+        .float()
+    )
 
 
 def spoken(shown: list[world.Attributes], rng: np.random.Generator, setting: dict) -> list[str]:
     """Captions of pictures in random wordings; some empty, some without the place."""
     return [
-        "" if rng.random() < setting["empty_captions"]
+        ""
+        if rng.random() < setting["empty_captions"]
         else caption(what, rng, place=rng.random() >= setting["place_left_out"])
         for what in shown
     ]
@@ -344,16 +405,24 @@ class Texts:
         return torch.stack([self.known[text] for text in texts])
 
 
-def noise_loss(model: UNet, z: torch.Tensor, text: torch.Tensor, signal: torch.Tensor,
-               generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def noise_loss(
+    model: UNet,
+    z: torch.Tensor,
+    text: torch.Tensor,
+    signal: torch.Tensor,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Min-SNR-5 weighted loss and plain eps-MSE, timesteps stratified over the batch."""
     n = len(z)
     t = (torch.arange(n) + torch.rand(n, generator=generator)) / n * 1000
     t = t.long().clamp(max=999).to(z.device)
     noise = torch.randn(z.shape, generator=generator).to(z.device)
     a = signal[t][:, None, None, None]
-    prediction = model((a.sqrt() * z + (1 - a).sqrt() * noise).contiguous(
-        memory_format=torch.channels_last), t, text)
+    prediction = model(
+        (a.sqrt() * z + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last),
+        t,
+        text,
+    )
     error = (prediction.float() - noise).pow(2).mean((1, 2, 3))
     snr = (a / (1 - a)).flatten()
     return (snr.clamp(max=5) / snr * error).mean(), error.mean()
@@ -366,8 +435,13 @@ def train_unet(run: Run) -> None:
     model = model.to(run.device).to(memory_format=torch.channels_last)
     if run.config.get("init"):
         start_from(model, Path(run.config["init"]))
-    fitting = Fitting(run, "unet", model, ("enter", "leave", "time1"),
-                      {n: p.detach().clone() for n, p in model.named_parameters()})
+    fitting = Fitting(
+        run,
+        "unet",
+        model,
+        ("enter", "leave", "time1"),
+        {n: p.detach().clone() for n, p in model.named_parameters()},
+    )
     setting = fitting.setting
     data, tuning, signal = latents(run, "train"), latents(run, "tuning"), alphas().to(run.device)
     data, tuning, read = data.to(run.device), tuning[:128].to(run.device), Texts(run.device)
@@ -382,8 +456,9 @@ def train_unet(run: Run) -> None:
         generator, sums = torch.Generator().manual_seed(SEED), []
         with torch.no_grad(), run.autocast():
             for part in torch.arange(len(tuning)).split(64):
-                pair = noise_loss(model, tuning[part], read([texts[i] for i in part]), signal,
-                                  generator)
+                pair = noise_loss(
+                    model, tuning[part], read([texts[i] for i in part]), signal, generator
+                )
                 sums.append([v.item() for v in pair])
         model.load_state_dict(own)
         return tuple(np.mean(sums, 0))
@@ -400,8 +475,13 @@ def train_unet(run: Run) -> None:
         recent.append(loss.item())
         if fitting.due():
             weighted, plain = tuning_loss()
-            run.log("unet", **fitting.figures(), loss=round(float(np.mean(recent)), 5),
-                    tuning_loss=round(weighted, 5), tuning_eps_mse=round(plain, 5))
+            run.log(
+                "unet",
+                **fitting.figures(),
+                loss=round(float(np.mean(recent)), 5),
+                tuning_loss=round(weighted, 5),
+                tuning_eps_mse=round(plain, 5),
+            )
             recent.clear()
             fitting.save()
 
@@ -412,8 +492,11 @@ def start_from(model: UNet, checkpoint: Path) -> None:
     New channels read what was there before, and nothing that was there reads them yet.
     """
     prefix = "model.diffusion_model."
-    known = {k[len(prefix):]: t.astype(np.float32) for k, t in load_file(checkpoint).items()
-             if k.startswith(prefix)}
+    known = {
+        k[len(prefix) :]: t.astype(np.float32)
+        for k, t in load_file(checkpoint).items()
+        if k.startswith(prefix)
+    }
     fresh = model.state_dict()
     for name, values in layout.own_tensors(model.shape, known).items():
         kept = torch.from_numpy(values).to(fresh[name])
@@ -435,8 +518,10 @@ def decoded(run: Run, count: int) -> np.ndarray:
         model.load_state_dict(state["model"])
         std = state["latent_std"]
         with torch.no_grad(), run.autocast():
-            parts = [model.decode(z.to(run.device) * std).float().clamp(0, 1).cpu()
-                     for z in latents(run, "train")[:count].split(16)]
+            parts = [
+                model.decode(z.to(run.device) * std).float().clamp(0, 1).cpu()
+                for z in latents(run, "train")[:count].split(16)
+            ]
         shown = (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         np.save(path, shown)
     return np.load(path)
@@ -464,9 +549,18 @@ def train_reader(run: Run) -> None:
             found = reader.read(model.cpu(), tuning)
             model.to(run.device)
             right = {
-                name: round(float(np.mean([
-                    getattr(f, name) == getattr(who if hasattr(who, name) else what, name)
-                    for f, (who, what) in zip(found, truths, strict=True)])), 4)
+                name: round(
+                    float(
+                        np.mean(
+                            [
+                                getattr(f, name)
+                                == getattr(who if hasattr(who, name) else what, name)
+                                for f, (who, what) in zip(found, truths, strict=True)
+                            ]
+                        )
+                    ),
+                    4,
+                )
                 for name in reader.CLASSES
             }
             run.log("reader", **fitting.figures(), loss=round(loss.item(), 4), **right)
@@ -481,7 +575,9 @@ def export(run: Run) -> None:
     asset.write(
         layout.Shape(**run.config["unet"]["shape"]),
         {n: t.numpy() for n, t in unet["average"].items()},
-        {n: t.numpy() for n, t in ae["model"].items()}, ae["latent_std"], folder,
+        {n: t.numpy() for n, t in ae["model"].items()},
+        ae["latent_std"],
+        folder,
     )
     model = reader.Reader()
     model.load_state_dict(torch.load(run.work / "reader.pt", map_location="cpu")["model"])
@@ -493,9 +589,12 @@ def export(run: Run) -> None:
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
-    "render": render, "ae": train_autoencoder, "latents": encode_latents,
+    "render": render,
+    "ae": train_autoencoder,
+    "latents": encode_latents,
     "unet": train_unet,
-    "reader": train_reader, "export": export,
+    "reader": train_reader,
+    "export": export,
 }
 
 

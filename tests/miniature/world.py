@@ -110,12 +110,24 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     return round(255 * r), round(255 * g), round(255 * b)
 
 
-SUNS = {"grass": (255, 222, 89), "beach": (255, 190, 74), "snow": (255, 244, 206),
-        "night": (250, 246, 214)}
-CLOUDS = {"grass": (255, 255, 255), "beach": (255, 250, 240), "snow": (176, 190, 208),
-          "night": (58, 66, 112)}
-SHADOWS = {"grass": (70, 140, 66), "beach": (209, 176, 118), "snow": (203, 215, 232),
-           "night": (22, 42, 54)}
+SUNS = {
+    "grass": (255, 222, 89),
+    "beach": (255, 190, 74),
+    "snow": (255, 244, 206),
+    "night": (250, 246, 214),
+}
+CLOUDS = {
+    "grass": (255, 255, 255),
+    "beach": (255, 250, 240),
+    "snow": (176, 190, 208),
+    "night": (58, 66, 112),
+}
+SHADOWS = {
+    "grass": (70, 140, 66),
+    "beach": (209, 176, 118),
+    "snow": (203, 215, 232),
+    "night": (22, 42, 54),
+}
 
 
 def _gradient(top: tuple[int, ...], bottom: tuple[int, ...], height: int) -> Image.Image:
@@ -129,12 +141,18 @@ def _gradient(top: tuple[int, ...], bottom: tuple[int, ...], height: int) -> Ima
 def _landscape(place: str) -> tuple[Image.Image, Image.Image, Image.Image]:
     """Sky, land and the land's mask, supersampled; the same in every picture of a place."""
     k, side = SUPERSAMPLE, SIZE * SUPERSAMPLE
-    skies = {"grass": ((98, 178, 240), (206, 235, 252)),
-             "beach": ((92, 200, 244), (255, 236, 205)),
-             "snow": ((168, 186, 212), (228, 234, 243)), "night": ((16, 20, 58), (56, 56, 112))}
-    grounds = {"grass": ((112, 194, 88), (74, 158, 70)),
-               "beach": ((246, 219, 160), (232, 194, 128)),
-               "snow": ((250, 252, 255), (222, 232, 245)), "night": ((36, 68, 76), (22, 44, 54))}
+    skies = {
+        "grass": ((98, 178, 240), (206, 235, 252)),
+        "beach": ((92, 200, 244), (255, 236, 205)),
+        "snow": ((168, 186, 212), (228, 234, 243)),
+        "night": ((16, 20, 58), (56, 56, 112)),
+    }
+    grounds = {
+        "grass": ((112, 194, 88), (74, 158, 70)),
+        "beach": ((246, 219, 160), (232, 194, 128)),
+        "snow": ((250, 252, 255), (222, 232, 245)),
+        "night": ((36, 68, 76), (22, 44, 54)),
+    }
     horizon = 80
     sky = Image.new("RGB", (side, side))
     sky.paste(_gradient(*skies[place], horizon * k), (0, 0))
@@ -159,8 +177,11 @@ def _landscape(place: str) -> tuple[Image.Image, Image.Image, Image.Image]:
     elif place == "snow":
         for x, height in ((8, 22), (22, 16), (108, 18), (121, 24)):
             for lift in (0, 0.36):
-                tree = [(x - 7 + 5 * lift, horizon + 1 - height * lift), (x, horizon - height),
-                        (x + 7 - 5 * lift, horizon + 1 - height * lift)]
+                tree = [
+                    (x - 7 + 5 * lift, horizon + 1 - height * lift),
+                    (x, horizon - height),
+                    (x + 7 - 5 * lift, horizon + 1 - height * lift),
+                ]
                 for brush, fill in ((ink, (112, 146, 156)), (cut, 255)):
                     brush.polygon([(a * k, b * k) for a, b in tree], fill=fill)
     else:
@@ -189,20 +210,40 @@ class _Pen:
     def polygon(self, points: list[tuple[float, float]], fill: tuple[int, int, int]) -> None:
         self.draw.polygon([self.at(*p) for p in points], fill=fill)
 
-    def oval(self, x: float, y: float, rx: float, ry: float, fill: tuple[int, int, int],
-             turn: float = 0.0) -> None:
+    def oval(
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float,
+        fill: tuple[int, int, int],
+        turn: float = 0.0,
+    ) -> None:
         c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         ring = [(rx * math.cos(a), ry * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 40)]
         self.polygon([(x + c * u - s * v, y + s * u + c * v) for u, v in ring], fill)
 
-    def limb(self, p: tuple[float, float], q: tuple[float, float], r: float, r2: float,
-             fill: tuple[int, int, int]) -> None:
+    def limb(
+        self,
+        p: tuple[float, float],
+        q: tuple[float, float],
+        r: float,
+        r2: float,
+        fill: tuple[int, int, int],
+    ) -> None:
         """A tapered stroke with round ends, from radius r at p to radius r2 at q."""
         dx, dy = q[0] - p[0], q[1] - p[1]
         n = math.hypot(dx, dy) or 1.0
         nx, ny = -dy / n, dx / n
-        self.polygon([(p[0] + nx * r, p[1] + ny * r), (q[0] + nx * r2, q[1] + ny * r2),
-                      (q[0] - nx * r2, q[1] - ny * r2), (p[0] - nx * r, p[1] - ny * r)], fill)
+        self.polygon(
+            [
+                (p[0] + nx * r, p[1] + ny * r),
+                (q[0] + nx * r2, q[1] + ny * r2),
+                (q[0] - nx * r2, q[1] - ny * r2),
+                (p[0] - nx * r, p[1] - ny * r),
+            ],
+            fill,
+        )
         self.oval(*p, r, r, fill)
         self.oval(*q, r2, r2, fill)
 
@@ -225,10 +266,14 @@ def _dog(pen: _Pen, who: Identity, what: Attributes) -> None:
         feet_near = [((10, leg + 2), (9, paw))]
     elif what.pose == "jumping":
         hip, chest = (-half + 1, leg + 9.0), (half - 2, leg + 23.0)
-        feet_far = [((-half + 4, leg + 6), (-half - 7, leg - 8)),
-                    ((half - 5, leg + 20), (half + 10, leg + 10))]
-        feet_near = [((-half - 2, leg + 8), (-half - 16, leg - 3)),
-                     ((half, leg + 20), (half + 15, leg + 18))]
+        feet_far = [
+            ((-half + 4, leg + 6), (-half - 7, leg - 8)),
+            ((half - 5, leg + 20), (half + 10, leg + 10)),
+        ]
+        feet_near = [
+            ((-half - 2, leg + 8), (-half - 16, leg - 3)),
+            ((half, leg + 20), (half + 15, leg + 18)),
+        ]
     else:
         hip, chest = (-half, b * 0.95), (half - 3, b * 1.0)
         feet_far = [((half - 6, paw + 1), (half + 12, paw))]
@@ -257,8 +302,13 @@ def _dog(pen: _Pen, who: Identity, what: Attributes) -> None:
         pen.oval(middle[0] - 1, middle[1], 9, b * 0.62, light, tilt)
     elif who.marking == "spots":
         for t in (-0.62, 0.0, 0.62):
-            pen.oval(middle[0] + t * (chest[0] - hip[0]) / 2,
-                     middle[1] + t * (chest[1] - hip[1]) / 2, 3.8, 3.8, light)
+            pen.oval(
+                middle[0] + t * (chest[0] - hip[0]) / 2,
+                middle[1] + t * (chest[1] - hip[1]) / 2,
+                3.8,
+                3.8,
+                light,
+            )
 
     if what.pose in ("sitting", "lying"):
         x = hip[0] + (1 if what.pose == "sitting" else 3)
@@ -282,10 +332,12 @@ def _dog(pen: _Pen, who: Identity, what: Attributes) -> None:
 
     if what.accessory == "hat":
         red, band = (214, 40, 52), (120, 16, 40)
-        pen.polygon([(hx - 6.5, hy + 8), (hx - 7.5, hy + 25), (hx + 8.5, hy + 25),
-                     (hx + 7.5, hy + 8)], red)
-        pen.polygon([(hx - 6.7, hy + 9), (hx - 7.0, hy + 14), (hx + 8.0, hy + 14),
-                     (hx + 7.7, hy + 9)], band)
+        pen.polygon(
+            [(hx - 6.5, hy + 8), (hx - 7.5, hy + 25), (hx + 8.5, hy + 25), (hx + 7.5, hy + 8)], red
+        )
+        pen.polygon(
+            [(hx - 6.7, hy + 9), (hx - 7.0, hy + 14), (hx + 8.0, hy + 14), (hx + 7.7, hy + 9)], band
+        )
         pen.limb((hx - 11, hy + 8), (hx + 12, hy + 8), 2.2, 2.2, red)
     elif what.accessory == "scarf":
         gold, shade = (255, 205, 40), (226, 150, 20)
@@ -308,9 +360,17 @@ def _scenery(who: Identity, place: str) -> Image.Image:
     for cx, cy, size in who.clouds:
         for dx, dy, rx, ry in ((-10, 2, 9, 5), (0, -2, 10, 8), (10, 2, 9, 5)):
             draw.ellipse(
-                [k * v for v in (cx + size * (dx - rx), cy + size * (dy - ry),
-                                 cx + size * (dx + rx), cy + size * (dy + ry))],
-                fill=CLOUDS[place])
+                [
+                    k * v
+                    for v in (
+                        cx + size * (dx - rx),
+                        cy + size * (dy - ry),
+                        cx + size * (dx + rx),
+                        cy + size * (dy + ry),
+                    )
+                ],
+                fill=CLOUDS[place],
+            )
     picture.paste(land, (0, 0), mask)
     return picture
 
@@ -327,7 +387,8 @@ def render(who: Identity, what: Attributes) -> np.ndarray:
     reach = (30 if what.pose in ("standing", "lying") else 24) * who.scale
     ImageDraw.Draw(picture).ellipse(
         [v * k for v in (who.x - reach, GROUND - 3, who.x + reach, GROUND + 5)],
-        fill=SHADOWS[what.place])
+        fill=SHADOWS[what.place],
+    )
     _dog(_Pen(picture, who, GROUND), who, what)
     return np.asarray(picture.reduce(k))
 

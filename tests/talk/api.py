@@ -72,10 +72,7 @@ class Api:
         head = "".join(
             f'{edge}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
             for field, value in fields.items()
-        ) + (
-            f"{edge}\r\nContent-Disposition: form-data; "
-            f'name="image"; filename="{name}"\r\n\r\n'
-        )
+        ) + (f'{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n')
         body = head.encode() + picture + f"\r\n{edge}--\r\n".encode()
         kind = f"multipart/form-data; boundary={edge[2:]}"
         told = json.loads(self._request("/upload/image", body, kind))

@@ -50,28 +50,51 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("tedbench", type=Path, help="folder with input_list.json and originals/")
     run.add_argument("out", type=Path, help="folder for everything that comes out")
     run.add_argument("--checkpoint", required=True, help="as the servers' Load Checkpoint names it")
-    run.add_argument("--server", required=True, nargs="+", metavar="URL",
-                     help="a running ComfyUI such as http://127.0.0.1:8188; several share the work")
-    run.add_argument("--edits", nargs="+", default=[], metavar="N or NAME",
-                     help="every (all / N)th edit, or the edits or photographs of these names; "
-                     "default: all")
+    run.add_argument(
+        "--server",
+        required=True,
+        nargs="+",
+        metavar="URL",
+        help="a running ComfyUI such as http://127.0.0.1:8188; several share the work",
+    )
+    run.add_argument(
+        "--edits",
+        nargs="+",
+        default=[],
+        metavar="N or NAME",
+        help="every (all / N)th edit, or the edits or photographs of these names; default: all",
+    )
     run.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     same = run.add_argument_group("protocol", "the same in every run into one folder")
-    same.add_argument("--size", type=int, default=KNOWN["size"],
-                      help="side in pixels at which the model works; default: %(default)s")
+    same.add_argument(
+        "--size",
+        type=int,
+        default=KNOWN["size"],
+        help="side in pixels at which the model works; default: %(default)s",
+    )
     same.add_argument("--seed", type=int, default=KNOWN["seed"], help="default: %(default)s")
     same.add_argument("--etas", type=float, nargs="+", default=KNOWN["etas"])
-    same.add_argument("--strengths", type=float, nargs="+", default=KNOWN["strengths"],
-                      help="SDEdit's grid: how much of the photograph is noised")
-    same.add_argument("--steps", type=int, default=KNOWN["steps"],
-                      help="sampling steps; default: %(default)s")
+    same.add_argument(
+        "--strengths",
+        type=float,
+        nargs="+",
+        default=KNOWN["strengths"],
+        help="SDEdit's grid: how much of the photograph is noised",
+    )
+    same.add_argument(
+        "--steps", type=int, default=KNOWN["steps"], help="sampling steps; default: %(default)s"
+    )
     same.add_argument("--cfg", type=float, default=KNOWN["cfg"], help="default: %(default)s")
     for stage in ("optimize", "finetune"):
-        same.add_argument(f"--{stage}-steps", type=int, metavar="N",
-                          help="training steps; default: the node's")
-    same.add_argument("--clip", metavar="FILE",
-                      help="whole CLIP that the servers have both as a text encoder and as a CLIP "
-                      "vision model, for the alignment; default: it is not measured")
+        same.add_argument(
+            f"--{stage}-steps", type=int, metavar="N", help="training steps; default: the node's"
+        )
+    same.add_argument(
+        "--clip",
+        metavar="FILE",
+        help="whole CLIP that the servers have both as a text encoder and as a CLIP "
+        "vision model, for the alignment; default: it is not measured",
+    )
     report = commands.add_parser("report", help="table, curves and page from what is there")
     report.add_argument("out", type=Path)
     told = commands.add_parser("answers", help="preference rates from people's answer files")

@@ -49,9 +49,7 @@ def trials(store: Store, protocol: Protocol) -> list[Trial]:
             about = store.record(name, OURS)
             chance = random.Random(f"{protocol.seed}/{name}/{baseline}")
             token, ours_left = f"{chance.getrandbits(64):016x}", chance.random() < 0.5
-            made.append(
-                Trial(token, name, about["photograph"], about["text"], baseline, ours_left)
-            )
+            made.append(Trial(token, name, about["photograph"], about["text"], baseline, ours_left))
     return sorted(made, key=lambda trial: trial.token)
 
 

@@ -149,9 +149,7 @@ def score_prompt(protocol: Protocol, photograph: str, text: str, pictures: list[
     batch: Link = ["input", 0]
     for index, picture in enumerate(pictures):
         prompt[f"loaded_{index}"] = node("LoadImage", image=picture)
-        prompt[f"batch_{index}"] = node(
-            "ImageBatch", image1=batch, image2=[f"loaded_{index}", 0]
-        )
+        prompt[f"batch_{index}"] = node("ImageBatch", image1=batch, image2=[f"loaded_{index}", 0])
         batch = [f"batch_{index}", 0]
     prompt["checkpoint"] = node("CheckpointLoaderSimple", ckpt_name=protocol.checkpoint)
     prompt["target"] = _say(text)

@@ -115,8 +115,7 @@ def test_ddib_comes_back_where_source_and_target_are_one(
     prompt["shown"] = {"class_type": "PreviewImage", "inputs": {"images": ["plain", 0]}}
     result = client.run(prompt)
     back, plain = (
-        np.asarray(client.images(result, node)[0], float)
-        for node in (picture_node(0), "shown")
+        np.asarray(client.images(result, node)[0], float) for node in (picture_node(0), "shown")
     )
     assert np.abs(back - plain).mean() < 0.1 * plain.std()
 
