@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ...imagic_core.finetune import Difference, LowRank
 from .bypass import put_beside
+from .in_place import Kept
 from .rounding import rounded
 from .sockets import Model
 
@@ -40,6 +42,8 @@ def _added(layer: torch.nn.Module, name: str, function: AsStored) -> Iterator[No
     functions = f"{name}_function"
     own, present = functions in vars(layer), getattr(layer, functions)
     function.stored = getattr(layer, name).dtype
+    if not present:
+        function.source = lambda: getattr(layer, name)
     setattr(layer, functions, [*present, function])
     try:
         yield
@@ -54,7 +58,7 @@ class Recipe(NamedTuple):
     """What stands for a changed weight, or a view of it, between the passes."""
 
     change: AsStored
-    weight: Tensor
+    weight: Callable[[], Tensor]
     view: tuple[torch.Size, tuple[int, ...], Any]
 
 
@@ -63,26 +67,36 @@ class Made:
 
     def __init__(self) -> None:
         """None is made yet."""
-        self.made: dict[int, tuple[weakref.ref[Tensor], AsStored, Tensor]] = {}
+        self.made: dict[int, tuple[weakref.ref[Tensor], AsStored, Callable[[], Tensor]]] = {}
 
     def add(self, changed: Tensor, change: AsStored, weight: Tensor) -> None:
         """Remember how a changed weight was made."""
-        place = changed.untyped_storage().data_ptr()
-        self.made[place] = (weakref.ref(changed), change, weight)
+        # The host hands over a copy, as large as what is spared here: better its source.
+        source = change.source or (lambda: weight)
+        again = partial(_cast, source, weight.device, weight.dtype)
+        self.made[changed.untyped_storage().data_ptr()] = (weakref.ref(changed), change, again)
 
-    def pack(self, tensor: Tensor) -> Tensor | Recipe:
-        """What autograd keeps of a tensor."""
+    def pack(self, tensor: Tensor) -> Kept | Recipe:
+        """What autograd keeps of a tensor; by itself it would no longer see changes in place."""
         found = self.made.get(tensor.untyped_storage().data_ptr())
         if found is None or found[0]() is None:  # else another has come to lie there
-            return tensor
+            return Kept(tensor)
         return Recipe(*found[1:], (tensor.size(), tensor.stride(), tensor.storage_offset()))
 
-    def unpack(self, kept: Tensor | Recipe) -> Tensor:
-        """The tensor for the backward pass."""
-        if isinstance(kept, Tensor):
-            return kept
+    def unpack(self, kept: Kept | Recipe) -> Tensor:
+        """The tensor for the backward pass.
+
+        Raises:
+            RuntimeError: it was changed in place.
+        """
+        if isinstance(kept, Kept):
+            return kept.restore()
         with torch.no_grad():
-            return kept.change.of(kept.weight).as_strided(*kept.view)
+            return kept.change.of(kept.weight()).as_strided(*kept.view)
+
+
+def _cast(source: Callable[[], Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return source().to(device, dtype)
 
 
 class AsStored:
@@ -92,6 +106,8 @@ class AsStored:
     """
 
     stored = torch.float32
+    source: Callable[[], Tensor] | None = None
+    """Gives the weight that comes in, where nothing else changes it before."""
 
     def __init__(self, change: Difference, key: str, made: Made) -> None:
         """Take the difference, the state dict key of its weight, and what remembers the result."""

@@ -36,7 +36,7 @@ class Kept:
             RuntimeError: it was changed in a way that nobody saw.
         """
         if self.tensor._version != self.version:
-            raise RuntimeError("the model changed in place what its backward pass needs")
+            raise RuntimeError("what the backward pass needs was modified by an inplace operation")
         return self.tensor
 
 

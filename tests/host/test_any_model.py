@@ -42,6 +42,8 @@ def small(family):
 def test_kernels_without_a_gradient_are_replaced_and_put_back(nodes, family):
     model, target, image = family("cosmos_predict2")
     kernels = torch.ops.comfy_kitchen
+    if not hasattr(kernels, "rms_rope_split_half"):
+        pytest.skip("this ComfyUI has no kernels without a gradient")
     before = {name: getattr(kernels, name) for name in ("rms_rope_split_half", "apply_rope1")}
     optimized, _ = nodes.optimize(model, target, image, 4, 2e-2, 0)
     assert nodes.loss(model, optimized, image, 4) < nodes.loss(model, target, image, 4)
@@ -138,8 +140,11 @@ def test_networks_that_change_tensors_in_place(nodes, family, name):
     for other in ({"recompute": True}, {"at_once": 1}):
         found = nodes.gradients(model, target, image, **other)
         assert found.keys() == kept.keys()
+        # Of a gradient that is nothing, such as by the bias of keys, only rounding is left.
+        least = 1e-4 * sum(gradient.norm() ** 2 for gradient in kept.values()) ** 0.5
         for key in kept:
-            assert given.apart([found[key]], [kept[key]]) < 1e-3, (other, key)
+            apart = (found[key] - kept[key]).norm()
+            assert apart < 1e-3 * max(kept[key].norm(), least), (other, key)
 
 
 @contextmanager
