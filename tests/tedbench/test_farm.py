@@ -208,6 +208,12 @@ def trial(tmp_path: Path) -> Trial:
     return Trial(tmp_path)
 
 
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def kind(prompt: Prompt) -> str:
     """Which method a prompt is of."""
     if "scored" in prompt:
@@ -314,7 +320,8 @@ def test_a_lost_server_gives_its_work_back_and_is_named(tmp_path: Path, start) -
     def dies_at_third(prompt: Prompt) -> None:
         ran.append(prompt)
         if len(ran) == 3:
-            time.sleep(0.3)
+            (name,) = (e.name for e in trial.edits if e.text == prompt["target"]["inputs"]["text"])
+            wait_until(lambda: (name, "imagic_without_b") in trial.done())
             raise SystemExit
 
     mortal, other = start(trouble=dies_at_third), start(seconds=0.02)
@@ -367,18 +374,22 @@ def test_a_forgotten_prompt_is_a_failure(trial: Trial, start) -> None:
 
 
 def test_stopping_takes_back_what_is_queued(trial: Trial, start) -> None:
-    server, stop = start(seconds=0.3), threading.Event()
+    server, stop = start(), threading.Event()
+
+    def posted(path: str) -> list[Any]:
+        return [told for to, told in server.posted if to == path]
 
     def stops_at_second(prompt: Prompt) -> None:
         if kind(prompt) == "imagic_without_b":
-            time.sleep(0.2)
+            wait_until(lambda: len(server.queue) == 2)
             stop.set()
+            wait_until(lambda: len(posted("/interrupt")) == 2)
 
     server.trouble = stops_at_second
     trial.run(server, stop=stop)
     assert trial.done() == {(trial.edits[0].name, "imagic")}
-    taken = [told["delete"][0] for path, told in server.posted if path == "/queue"]
-    ended = [told["prompt_id"] for path, told in server.posted if path == "/interrupt"]
+    taken = [told["delete"][0] for told in posted("/queue")]
+    ended = [told["prompt_id"] for told in posted("/interrupt")]
     assert len(taken) == 2 and taken == ended
     finishing = start()
     trial.run(finishing)
