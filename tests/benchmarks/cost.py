@@ -8,9 +8,9 @@ all blocks at once, or with save_memory of one block, and what goes into each. B
 weights, and four float32 numbers for each that a LoRA of rank 16 learns. Not counted are the text
 encoder and the VAE, which are unloaded, and what PyTorch, the kernels and other programs take.
 
-A pass costs the multiplications and additions of matrices, convolutions and attention. Stage A goes
-forth and back, stage B back for the weights as well, and save_memory forth once more, at the
-default steps and draws.
+A pass costs the multiplications and additions of matrices, convolutions and attention. Both stages
+go forth and back, and save_memory forth once more, at the default steps and draws. The two thin
+matrices beside a layer cost a few hundredths of it and are not counted.
 """
 
 import sys
@@ -213,9 +213,10 @@ def measured(kind: type, config: Inputs, asked: Inputs) -> dict[str, float]:
         "learned": learned * 16 / GB,
         "kept": (outside + sum(kept.bytes.values())) / GB,
         "kept with save_memory": (outside + kept.inputs + max(kept.bytes.values())) / GB,
-        "PFLOP": forth * (2 * draws(embedding.DEFAULT) + 3 * draws(finetune.METHODS["lora"])),
-        "PFLOP with save_memory": forth
-        * (3 * draws(embedding.DEFAULT) + 4 * draws(finetune.METHODS["lora"])),
+        "PFLOP": 2 * forth * (draws(embedding.DEFAULT) + draws(finetune.METHODS["lora"])),
+        "PFLOP with save_memory": 3
+        * forth
+        * (draws(embedding.DEFAULT) + draws(finetune.METHODS["lora"])),
     }
 
 
