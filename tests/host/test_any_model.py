@@ -136,12 +136,15 @@ def test_networks_that_change_tensors_in_place(nodes, family, name):
     model, target, image = family(name)
     optimized, _ = nodes.optimize(model, target, image, 2, 1e-2, 0, batch_size=1)
     assert not torch.equal(optimized[0][0], target[0][0])
-    kept = nodes.gradients(model, target, image)
-    for other in ({"recompute": True}, {"at_once": 1}):
-        found = nodes.gradients(model, target, image, **other)
-        assert found.keys() == kept.keys()
-        for key in kept:
-            assert imagic.apart([found[key]], [kept[key]]) < 1e-3, (other, key)
+    kept, recomputed, single = (
+        nodes.gradients(model, target, image, **how)
+        for how in ({}, {"recompute": True}, {"at_once": 1})
+    )
+    assert kept.keys() == recomputed.keys() == single.keys()
+    for key in kept:
+        torch.testing.assert_close(recomputed[key], kept[key])
+    # As one vector: some weights, such as a key's bias, have a gradient of rounding alone.
+    assert imagic.apart(single.values(), kept.values()) < 1e-4
 
 
 @contextmanager
