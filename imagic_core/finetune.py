@@ -65,12 +65,12 @@ class LowRank(torch.nn.Module):
     def __init__(
         self, layer: torch.nn.Module, rank: int, alpha: float, generator: torch.Generator
     ) -> None:
-        """Start at up = 0, and down as PyTorch starts a layer of its size."""
+        """Start at down = 0, and up as PyTorch starts a layer of its size, as ComfyUI's LoRA does."""
         super().__init__()
         out, into = matrix_shape(layer)
-        down = torch.empty(rank, into).uniform_(-1, 1, generator=generator) / into**0.5
-        self.down = torch.nn.Parameter(down)
-        self.up = torch.nn.Parameter(torch.zeros(out, rank))
+        up = torch.empty(out, rank).uniform_(-1, 1, generator=generator) / rank**0.5
+        self.up = torch.nn.Parameter(up)
+        self.down = torch.nn.Parameter(torch.zeros(rank, into))
         self.alpha = alpha
 
     def forward(self, layer: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:

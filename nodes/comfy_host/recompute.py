@@ -70,6 +70,8 @@ class _Recomputed:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
         inputs = mapped(self.copies, (args, kwargs))
+        # Some attention patches draw their tiles from PyTorch's generator.
+        random = torch.get_rng_state()
         count = 0
         again: dict[int, Kept] = {}
 
@@ -80,7 +82,7 @@ class _Recomputed:
 
         def unpack(index: int) -> Tensor:
             if index not in again:
-                kept = self._kept_of(inputs)
+                kept = self._kept_of(inputs, random)
                 if len(kept) != count:
                     raise RuntimeError(
                         f"{self.forward} keeps {count} tensors, and {len(kept)} when recomputed"
@@ -91,10 +93,13 @@ class _Recomputed:
         with saved_tensors_hooks(pack, unpack):
             return self.forward(*args, **kwargs)
 
-    def _kept_of(self, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Kept]:
+    def _kept_of(
+        self, inputs: tuple[tuple[Any, ...], dict[str, Any]], random: Tensor
+    ) -> list[Kept]:
         """What autograd keeps of a pass on ``inputs``, which stay as they are."""
         kept: list[Kept] = []
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(random)
             args, kwargs = mapped(torch.clone, inputs)
             with copied_before_change(kept):
                 self.forward(*args, **kwargs)

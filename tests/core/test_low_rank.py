@@ -69,10 +69,10 @@ def test_it_starts_at_nothing_and_counts_alpha_over_rank() -> None:
     layer, x = layer.float(), torch.randn(shape)
     change = LowRank(layer, 4, 2.0, torch.Generator().manual_seed(0))
     assert torch.equal(change(layer, x, layer(x)), layer(x))
-    assert change.down.std() > 0.1
+    assert change.up.std() > 0.1
     again = LowRank(layer, 4, 2.0, torch.Generator().manual_seed(0))
-    assert torch.equal(change.down, again.down)
-    torch.nn.init.ones_(change.up)
+    assert torch.equal(change.up, again.up)
+    torch.nn.init.ones_(change.down)
     wanted = layer(x) + 0.5 * x @ change.down.T @ change.up.T
     torch.testing.assert_close(change(layer, x, layer(x)), wanted)
 

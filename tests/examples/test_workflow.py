@@ -84,7 +84,7 @@ def test_a_fresh_process_learns_and_draws_the_same(
         (file,) = (server.base / "output" / "imagic").glob("learned*.safetensors")
         edit = load_file(file)
         # Of a LoRA's two matrices the one that starts at nothing.
-        lora = [edit[key] for key in sorted(edit) if key.endswith("lora_up.weight")]
+        lora = [edit[key] for key in sorted(edit) if key.endswith("lora_down.weight")]
         moved = edit["optimized.tokens"] - edit["target.tokens"]
         return np.asarray(saved, int), [moved], lora
 

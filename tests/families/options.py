@@ -20,7 +20,8 @@ def _by_node(module: str, name: str, *args: Any, **kwargs: Any) -> Change:
     def change(model: Any) -> Any:
         node = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
         if hasattr(node, "execute"):
-            return node.execute(model, *args, **kwargs).result[0]
+            found = node.execute(model, *args, **kwargs)
+            return getattr(found, "result", found)[0]
         return getattr(node(), node.FUNCTION)(model, *args, **kwargs)[0]
 
     return change
@@ -130,8 +131,5 @@ OPTIONS: dict[str, tuple[str, Change]] = {
     "TorchCompileModel": ("sd15", _by_node("nodes_torch_compile", "TorchCompileModel", "eager")),
     "EasyCache": ("sd15", _by_node("nodes_easycache", "EasyCacheNode", 0.2, 0.15, 0.95, False)),
     "RescaleCFG": ("sd15", _by_node("nodes_model_advanced", "RescaleCFG", 0.7)),
-    "Perturbed Attention Guidance": (
-        "sd15", _by_node("nodes_pag", "PerturbedAttentionGuidance", 3.0),
-    ),
 }  # fmt: skip
 """Name -> the family that it is tried on, and the change."""

@@ -80,6 +80,26 @@ def test_copies_before_a_change_give_the_gradients_of_pure_ones(pack, expected):
     torch.testing.assert_close(_gradients(network), expected)
 
 
+class _Chance(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x, options):
+        return x * self.weight * torch.rand(5) * options["scale"]
+
+
+def test_recomputed_blocks_draw_the_same_random_numbers(pack):
+    network = _Network(_Chance)
+    torch.manual_seed(3)
+    expected = _gradients(network)
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    with pack.nodes.comfy_host.recompute.recomputed(network):
+        torch.testing.assert_close(_gradients(network), expected)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
 def test_a_change_that_nobody_saw_is_an_error_and_no_wrong_gradient(pack):
     x = torch.ones(3, requires_grad=True)
     with pack.nodes.comfy_host.in_place.copied_before_change():
