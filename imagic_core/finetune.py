@@ -65,7 +65,7 @@ class LowRank(torch.nn.Module):
     def __init__(
         self, layer: torch.nn.Module, rank: int, alpha: float, generator: torch.Generator
     ) -> None:
-        """Start at down = 0, and up as PyTorch starts a layer of its size, as ComfyUI's LoRA does."""
+        """Start at down = 0, and up as PyTorch starts a layer of its size: as ComfyUI's own."""
         super().__init__()
         out, into = matrix_shape(layer)
         up = torch.empty(out, rank).uniform_(-1, 1, generator=generator) / rank**0.5

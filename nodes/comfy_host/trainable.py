@@ -121,7 +121,8 @@ def _ordinary(tensor: Tensor) -> Tensor:
     else:
         alias = torch.empty(0, dtype=data.dtype, device=data.device)
         alias.set_(data.untyped_storage(), data.storage_offset(), data.size(), data.stride())
-        if type(data) is not Tensor:  # another pack's, which knows more of it
+        # Another pack's, which knows more of the bytes; floats are what they say.
+        if type(data) is not Tensor and not data.is_floating_point():
             alias = alias.as_subclass(type(data))
             vars(alias).update(vars(data))
     if isinstance(tensor, torch.nn.Parameter):

@@ -154,7 +154,7 @@ def test_an_edit_of_a_later_version_says_that_the_pack_is_older(nodes, model, le
     with safe_open(file, "pt") as opened:
         tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
         metadata = opened.metadata()
-    save_file(tensors, file, metadata | {"version": "2"})
+    save_file(tensors, file, metadata | {"version": "3"})
     with pytest.raises(ValueError, match=r"the pack is older than the file\. Update") as refused:
         nodes.call("ImagicLoadEdit", model, name)
     assert "save it again" not in str(refused.value)

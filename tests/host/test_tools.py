@@ -458,7 +458,7 @@ def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
         loaded = other.images(other.run(loading), "pictures")
         for a, b in zip(saved, loaded, strict=True):
             # Not to the bit: another process may add up in another order.
-            assert (np.abs(a.astype(int) - b) > 1).mean() < 1e-3
+            assert (np.abs(np.asarray(a, int) - np.asarray(b, int)) > 1).mean() < 1e-3
         with pytest.raises((PromptRejected, PromptFailed), match="not in list|not among"):
             loading["edit"]["inputs"]["edit"] = f"../output/{name}"
             other.run(loading)
