@@ -303,8 +303,8 @@ NEWER: dict[str, Family] = {
             "mochi", "Mochi", "GenmoMochi", "FLOW", lambda: {"t5_yproj.weight": _shape(1)}, 12,
             tokens=256, entries={"attention_mask": _ones(256)},
             sizes={
-                "depth": 2, "num_heads": 2, "hidden_size_x": 128, "hidden_size_y": W, "mlp_ratio_x": 96.0,
-                "t5_feat_dim": W,
+                "depth": 2, "num_heads": 2, "hidden_size_x": 128, "hidden_size_y": W,
+                "mlp_ratio_x": 96.0, "t5_feat_dim": W,
             },
         ),
         _family(
