@@ -54,13 +54,8 @@ def found(editor: Editor, words: str) -> list[str]:
     return listed
 
 
-def skip_on_older_front_ends(client: Client, why: str) -> None:
-    if "search_aliases" not in client.get("/object_info")["KSampler"]:
-        pytest.skip(f"this host's front end {why}")
-
-
-def test_search_for_imagic_lists_the_three_stages_first(editor: Editor, client: Client) -> None:
-    skip_on_older_front_ends(client, "sorts what it found by itself")
+def test_search_for_imagic_lists_the_three_stages_first(editor: Editor) -> None:
+    editor.skip_before((1, 49), "sorts what it found by itself")
     titles = editor.evaluate(
         "(names) => names.map((name) => LiteGraph.registered_node_types[name].title)", STAGES
     )
@@ -70,7 +65,7 @@ def test_search_for_imagic_lists_the_three_stages_first(editor: Editor, client: 
 
 def test_search_finds_the_stages_by_what_they_do(editor: Editor, client: Client) -> None:
     known = client.get("/object_info")
-    skip_on_older_front_ends(client, "searches names alone")
+    editor.skip_before((1, 49), "searches names alone")
     titles = [known[name]["display_name"] for name in STAGES]
     for words in (
         "edit photo", "edit image by text", "image editing", "dreambooth", "text embedding",
@@ -152,8 +147,8 @@ def test_our_nodes_have_help_with_a_picture(editor: Editor, language: str) -> No
     assert [name for name, _, kind in answers if kind != "image/jpeg"] == []
 
 
-def test_the_editor_speaks_the_users_language(editor: Editor, client: Client) -> None:
-    skip_on_older_front_ends(client, "does not translate other packs' nodes")
+def test_the_editor_speaks_the_users_language(editor: Editor) -> None:
+    editor.skip_before((1, 49), "does not translate other packs' nodes")
     page = editor.page
     editor.evaluate("(one) => app.extensionManager.setting.set('Comfy.Locale', one)", "ja")
     try:

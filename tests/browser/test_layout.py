@@ -45,6 +45,8 @@ TEXT_OF = """(id) => {
 @pytest.fixture(scope="module", params=["classic", "vue"])
 def rendering(request: pytest.FixtureRequest, editor: Editor) -> Iterator[str]:
     """Nodes drawn on the canvas, or as elements of the page."""
+    if request.param == "vue":
+        editor.skip_before((1, 49), "moves nodes that are elements out of their places")
     editor.draw_nodes_as_elements(request.param == "vue")
     yield request.param
     editor.draw_nodes_as_elements(False)

@@ -163,6 +163,14 @@ class Editor:
         field.press("Enter")
         return self.widget(node, widget)
 
+    def skip_before(self, version: tuple[int, int], why: str) -> None:
+        """Skip the test on older front ends, saying what theirs does instead."""
+        import pytest
+
+        found = self.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
+        if tuple(map(int, found.split(".")[:2])) < version:
+            pytest.skip(f"the front end {found} {why}")
+
     def find(self, kind: str) -> int:
         """The id of the only node of a kind."""
         (found,) = self.find_all(kind)
