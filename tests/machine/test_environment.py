@@ -218,8 +218,8 @@ def test_command_in_the_host_ends_cleanly_with_its_starter(
 ) -> None:
     module_file(
         "long_work",
-        "import time\nprint('working', flush=True)\n"
-        "try:\n    time.sleep(600)\nfinally:\n    print('cleaned up', flush=True)",
+        "import time\ntry:\n    print('working', flush=True)\n"
+        "    time.sleep(600)\nfinally:\n    print('cleaned up', flush=True)",
     )
     code = f"""
         import signal, sys
