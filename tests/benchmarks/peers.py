@@ -66,7 +66,7 @@ class Bench:
     def floor(self, method: str) -> Step:
         """The bare network, forth and back."""
         x, t = self.latent.to(self.device), torch.tensor([500.0], device=self.device)
-        text = self.text.to(self.device).requires_grad_(method == "embedding")
+        text = self.text.clone().to(self.device).requires_grad_(method == "embedding")
         weights = [] if method == "embedding" else list(self.network.parameters())
 
         def step() -> None:
@@ -100,7 +100,7 @@ class Bench:
         network.to(self.device).requires_grad_(method != "embedding")
         scheduler: Any = DDIMScheduler(num_train_timesteps=1000, beta_schedule="scaled_linear")
         image = self.latent.to(self.device)
-        text = self.text.to(self.device).requires_grad_(method == "embedding")
+        text = self.text.clone().to(self.device).requires_grad_(method == "embedding")
         trained = [text] if method == "embedding" else list(network.parameters())
         adam = torch.optim.Adam(trained, lr=1e-6)
 
