@@ -143,5 +143,7 @@ def _equal(part: str, a: Tensor, b: Tensor) -> bool:
     """
     if a.shape != b.shape or not b.any():
         return False
+    if a is b:
+        return True
     one, other = (halved(part, t.detach().cpu()).float() for t in (a, b))
-    return a is b or torch.equal(one, other)
+    return torch.equal(one, other)

@@ -32,7 +32,9 @@ def applied(patcher: Model, changes: Mapping[str, Difference | LowRank]) -> Iter
                 undo.callback(put_beside(layer, change))
             else:
                 undo.enter_context(_added(layer, name, AsStored(change, key, made)))
-        undo.enter_context(saved_tensors_hooks(made.pack, made.unpack))
+        # Each tensor that autograd keeps passes them: only where a changed weight is among these.
+        if any(isinstance(change, Difference) for change in changes.values()):
+            undo.enter_context(saved_tensors_hooks(made.pack, made.unpack))
         yield
 
 
