@@ -69,13 +69,21 @@ def checked(*, but: str = "") -> Callable[[Execute], Execute]:
 
         @wraps(execute)
         def run(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
-            given, schema = parameters.bind(cls, *args, **kwargs).arguments, cls.define_schema()
+            bound, schema = parameters.bind(cls, *args, **kwargs), cls.define_schema()
+            given = bound.arguments
             for face in schema.inputs:
-                value = given.get(face.id)
-                for one in value if schema.is_input_list and value is not None else [value]:
-                    if face.id != but and (one is not None or not face.optional):
-                        _check(face, one)
-            return execute(cls, *args, **kwargs)
+                if face.id not in given:
+                    continue
+                values = (given[face.id] or []) if schema.is_input_list else [given[face.id]]
+                if face.optional and all(one is None for one in values):
+                    # A node before it put nothing out, as if the socket were not wired.
+                    given[face.id] = None
+                    continue
+                if not values:
+                    raise BadInputError(f"'{face.id}' got nothing. {face.tooltip}")
+                for one in values if face.id != but else ():
+                    _check(face, one)
+            return execute(*bound.args, **bound.kwargs)
 
         return run
 
@@ -88,6 +96,10 @@ def _check(face: io.Input, value: Any) -> None:
             raise BadInputError(
                 f"'{face.id}' got {type(value).__name__}, not {face.io_type}; connect it anew. "
                 f"{face.tooltip}"
+            )
+        if face.io_type == io.Image.io_type and not value.numel():
+            raise BadInputError(
+                f"'{face.id}' is {tuple(value.shape)}, no picture at all. {face.tooltip}"
             )
     elif isinstance(face, io.Combo.Input):
         if value not in face.options:

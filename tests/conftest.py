@@ -10,10 +10,24 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from machine import in_process
-from machine.environment import REPOSITORY, is_comfyui
+from machine.environment import MADE, REPOSITORY, is_comfyui
 from machine.host_process import Server, serve
 from talk.client import Client
+
+# The same examples each time, so that the suite ends alike on every machine. Others, and many:
+# ``--hypothesis-profile=search``.
+set_hypothesis_home_dir(MADE / "hypothesis")
+common = settings(
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("same", common, max_examples=300, derandomize=True)
+settings.register_profile("search", common, max_examples=4000)
+settings.load_profile("same")
 
 
 def pytest_configure() -> None:

@@ -11,15 +11,11 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from hypothesis import HealthCheck, event, settings
+from hypothesis import event
 from hypothesis import strategies as st
-from hypothesis.configuration import set_hypothesis_home_dir
-from machine.environment import MADE
 
 from host import given
 from host.executor import Executor, Prompt, node
-
-set_hypothesis_home_dir(MADE / "hypothesis")
 
 NAN, INF = float("nan"), float("inf")
 NUMBERS = [NAN, INF, -INF, -1, 0, 1, 2, 0.5, 1e-300, 1e300, 2**64, 10**30, "", "x", "3", None, True]
@@ -124,7 +120,7 @@ def quick(pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def saved_only(folder: Path) -> None:
     """What there is to load is the same in each example: one whole edit and a broken one."""
-    for file in folder.rglob("edit*.safetensors"):
+    for file in folder.rglob("*.safetensors"):
         if file.name != KEPT:
             file.unlink()
     (folder / "imagic" / "broken.safetensors").write_bytes(b"broken")
@@ -171,13 +167,6 @@ def good(offered: dict[str, dict[str, Any]]) -> Prompt:
     }  # fmt: skip
 
 
-@settings(
-    max_examples=400,
-    deadline=None,
-    derandomize=False,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 @hypothesis.given(data=st.data())
 def test_every_outcome_is_a_result_or_one_of_our_errors(
     pack, offered, executor, quick, caplog, data
@@ -204,3 +193,13 @@ def test_every_outcome_is_a_result_or_one_of_our_errors(
         assert said.startswith(f"{schema.display_name}: "), said
     assert "exception_during" not in said
     assert executor.run(good(offered)) == ("done", "")
+
+
+@pytest.mark.parametrize("socket", ["etas", "pretrained", "original"])
+def test_an_optional_wire_that_brings_nothing_is_as_none(executor, socket):
+    nothing, images = "of no type none", "IMAGE sweep"
+    prompt = {name: node("Given", name=name) for name in (nothing, images)}
+    sheet = node("ImagicContactSheet", images=[images, 0], **{socket: [nothing, 0]})
+    assert executor.run(prompt | {"it": sheet, "end": node("Taken", value=["it", 0])}) == (
+        "done", ""
+    )  # fmt: skip
