@@ -18,7 +18,7 @@ from .relative import RelativeSteps
 
 _SHORT = Settings(
     steps=60,  # a tenth of the paper's draws
-    learning_rate=5e-3,
+    learning_rate=4e-2,
     seed=0,
     batch_size=4,
     stratified=True,  # lowers the variance of the gradient by a quarter

@@ -2,9 +2,10 @@
 
 A step of Adam moves each number by the learning rate. What that adds up to in a layer hangs on its
 width, on the rank, and on how large its weights are. Here the momentum of the gradient becomes a
-change whose singular values are ``lr`` times the size of the layer: the same share of what any
-layer can give out, whatever its shape, its number format and the rank. This is Muon (Jordan, 2024)
-in the units of "Scalable Optimization in the Modular Norm" (Large et al., 2024).
+change of ``lr`` times the size of the layer: the same share of what any layer can give out,
+whatever its shape, its number format and the rank. This is Muon (Jordan, 2024) in the units of
+"Scalable Optimization in the Modular Norm" (Large et al., 2024); that the r directions of a
+low-rank change share one step between them was measured.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ _ROUNDING = 1e-6
 class RelativeSteps(torch.optim.Optimizer):
     """Turns momentum into changes of a known size, with one number of state a parameter.
 
-    Thin matrices move in all directions alike. Of whole weights each number moves alike, which
-    costs next to nothing, and the largest singular value of that is what is counted.
+    Thin matrices [r, n] move in all their directions alike, and what counts is the root of the sum
+    of the squares. Of whole weights each number moves alike, which costs next to nothing, and what
+    counts is the largest singular value, since it grows with the width where the numbers do not.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class RelativeSteps(torch.optim.Optimizer):
         Args:
             thin: matrices [r, n], with one r for all.
             whole: weights [out, ...] and biases.
-            lr: largest singular value of a step, as a share of that.
+            lr: size of a step, as a share of that.
         """
         groups = [
             {"params": [p for p, _ in kind], "sizes": [size for _, size in kind], "thin": is_thin}
@@ -69,7 +71,8 @@ class RelativeSteps(torch.optim.Optimizer):
             torch._foreach_lerp_(gradients, momentum, MOMENTUM)
             turn = orthogonal if group["thin"] else signs
             for (p, size), change in zip(moved, turn(gradients), strict=True):
-                p.sub_(change, alpha=group["lr"] * size)
+                share = len(p) ** -0.5 if group["thin"] else 1.0
+                p.sub_(change, alpha=group["lr"] * share * size)
 
 
 def signs(whole: Sequence[Tensor]) -> list[Tensor]:

@@ -38,7 +38,7 @@ from benchmarks import command
 FAMILIES = kinds.FAMILIES | NEWER
 STEPS, BATCH, DRAWS = 8, 2, 4
 RATE_A = 2e-2
-RATES = {"full": 1e-4, "attention": 5e-4, "lora": 5e-4}
+RATES = {"full": 0.003, "attention": 0.01, "lora": 0.01}
 DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
 LOSSES = ("start", "after A", "after B", "returned MODEL")
 CHECKS = ("text learned", "recomputed", "one at a time")

@@ -45,7 +45,7 @@ def row(nodes: imagic.Pack, option: str) -> str:
     start = nodes.sampled_loss(model, target, image, DRAWS, None)
     losses = nodes.hand_off(
         model, optimized, image, "lora",
-        steps=STEPS, rate=5e-4, batch_size=BATCH, draws=DRAWS, predicts=None,
+        steps=STEPS, rate=0.01, batch_size=BATCH, draws=DRAWS, predicts=None,
     )  # fmt: skip
     cells = [f"{loss:.5f}" for loss in (start, *losses)]
     cells += [f"{apart:.0e}" for apart in gradients_apart(nodes, model, target, image)]

@@ -9,7 +9,7 @@ from machine.environment import REPOSITORY
 
 from host import given
 
-RATES = {"full": 1e-4, "lora": 2e-4}
+RATES = {"full": 2e-3, "lora": 1e-2}
 
 
 @pytest.fixture(scope="module")

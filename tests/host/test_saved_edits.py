@@ -26,7 +26,7 @@ def learned(nodes, model):
     """Stages A and B, run once."""
     target, latent = given.conditioning(), given.latent()
     optimized, loss_a = nodes.optimize(model, target, latent, 3, 1e-2, 0)
-    tuned, lora, loss_b = nodes.finetune(model, optimized, latent, "lora", 4, 1e-3, 0)
+    tuned, lora, loss_b = nodes.finetune(model, optimized, latent, "lora", 4, 4e-2, 0)
     return SimpleNamespace(
         target=target,
         optimized=optimized,
@@ -148,7 +148,7 @@ def test_the_tuned_model_is_no_base(nodes, learned, output):
 
 def test_differences_are_kept_exactly(nodes, model, learned, output):
     tuned, lora, _ = nodes.finetune(
-        model, learned.optimized, learned.latent, "attention", 2, 1e-4, 0
+        model, learned.optimized, learned.latent, "attention", 2, 1e-2, 0
     )
     learned = SimpleNamespace(**{**vars(learned), "lora": lora})
     with pytest.raises(ValueError, match="is the fine-tuned model"):
@@ -322,7 +322,7 @@ def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
     saving["a"] = node("ImagicOptimizeEmbedding", target=["text", 0], **training)
     saving["b"] = node("ImagicFinetuneModel", optimized=["a", 0], method="lora", **training)
     saving["a"]["inputs"].update(steps=2, learning_rate=1e-2)
-    saving["b"]["inputs"].update(steps=3, learning_rate=1e-3)
+    saving["b"]["inputs"].update(steps=3, learning_rate=4e-2)
     saving["save"] = node(
         "ImagicSaveEdit",
         model=["load", 0],

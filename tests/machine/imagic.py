@@ -73,19 +73,22 @@ class Pack:
         wires: tuple[Any, Any, Any],
         *,
         rank: int = 16,
+        losses: list[float] | None = None,
         at_end: Callable[[Any], Any] = lambda session: None,
     ) -> tuple[Any, Any]:
         """Stage B by the core's settings, which the node's inputs say only in part.
 
         ``wires`` are the node's model, optimized and image. Returns MODEL, and what ``at_end``
-        found when the training had ended.
+        found when the training had ended; the loss of each step is put into ``losses``.
         """
         training, (model, optimized, image) = self.module.nodes.train, wires
 
         def stage(s: Any) -> Any:
-            self.core.finetune.finetune_model(
+            own = self.core.finetune.finetune_model(
                 s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step
             )
+            if losses is not None:
+                losses.extend(own)
             return self.host.changes_to_lora(s.changes), at_end(s)
 
         with torch.inference_mode():
@@ -234,6 +237,7 @@ class Pack:
         *,
         steps: int,
         rate: float,
+        relative: bool = True,
         batch_size: int = 4,
         draws: int = 8,
         predicts: str | None = "flow",
@@ -244,7 +248,9 @@ class Pack:
         afterwards, too.
         """
         before = self.sampled_loss(model, text, latent, draws, predicts)
-        settings = self.core.fit.Settings(steps, rate, seed=0, batch_size=batch_size)
+        settings = self.core.fit.Settings(
+            steps, rate, seed=0, batch_size=batch_size, relative=relative
+        )
         tuned, ended = self.finetune_by(
             settings, method, (model, text, latent),
             rank=8, at_end=lambda session: self.loss_in(session, draws),
