@@ -6,7 +6,14 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..imagic_core.finetune import METHODS, PAPER, PAPER_METHOD, finetune_model
+from ..imagic_core.finetune import (
+    FAST,
+    FAST_METHOD,
+    METHODS,
+    PAPER,
+    PAPER_METHOD,
+    finetune_model,
+)
 from . import comfy_host, schema
 from .checks import checked
 from .errors import named
@@ -51,8 +58,8 @@ class ImagicFinetuneModel(io.ComfyNode):
                     "image", tooltip="The photograph, as wired to Imagic Optimize Embedding."
                 ),
                 method,
-                *schema.training_inputs(METHODS[METHOD], "the model"),
-                *schema.optional_training_inputs(METHODS[METHOD], PAPER),
+                *schema.training_inputs(METHODS[METHOD], "the model", "layer"),
+                *schema.optional_training_inputs(METHODS[METHOD], FAST, PAPER),
                 *schema.advanced(
                     io.Int.Input(
                         "rank",
@@ -102,8 +109,8 @@ class ImagicFinetuneModel(io.ComfyNode):
         settings = replace(
             METHODS[method], steps=steps, learning_rate=learning_rate, batch_size=batch_size
         )
-        if recipe == "paper":
-            method, settings = PAPER_METHOD, PAPER
+        recipes = {"fast": (FAST_METHOD, FAST), "paper": (PAPER_METHOD, PAPER)}
+        method, settings = recipes.get(recipe, (method, settings))
         run = Run(replace(settings, seed=seed), training_dtype, save_memory)
 
         def stage(s: Session) -> tuple[comfy_host.Lora, list[float]]:

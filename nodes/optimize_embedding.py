@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..imagic_core.embedding import DEFAULT, PAPER, optimize_embedding
+from ..imagic_core.embedding import DEFAULT, FAST, PAPER, optimize_embedding
 from . import comfy_host, schema
 from .checks import checked
 from .errors import named
@@ -39,8 +39,8 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
                     tooltip="Your photograph. From VAE Encode. A batch is learned as several "
                     "photographs; a noise mask says where to be faithful.",
                 ),
-                *schema.training_inputs(DEFAULT, "the text embedding"),
-                *schema.optional_training_inputs(DEFAULT, PAPER),
+                *schema.training_inputs(DEFAULT, "the text embedding", "token"),
+                *schema.optional_training_inputs(DEFAULT, FAST, PAPER),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -70,7 +70,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
     ) -> io.NodeOutput:
         """Optimise the embedding of ``target`` towards ``image``."""
         settings = replace(DEFAULT, steps=steps, learning_rate=learning_rate, batch_size=batch_size)
-        settings = replace(PAPER if recipe == "paper" else settings, seed=seed)
+        settings = replace({"fast": FAST, "paper": PAPER}.get(recipe, settings), seed=seed)
         wires = read_wires(model, "target", target, image)
         device = wires.sentence.embedding.tokens.device
 

@@ -49,9 +49,11 @@ def advanced(*inputs: io.Input) -> tuple[io.Input, ...]:
     return inputs
 
 
-def training_inputs(default: Settings, what: str) -> list[io.Input]:
-    """Inputs steps, learning_rate and seed, with the defaults and the subject of the stage."""
-    unit = ", as a share of its own size" if default.relative else ""
+def training_inputs(default: Settings, what: str, moved: str) -> list[io.Input]:
+    """Inputs steps, learning_rate and seed, with the defaults of the stage.
+
+    ``what`` is trained, and a step moves each that is ``moved``.
+    """
     return [
         io.Int.Input(
             "steps",
@@ -67,8 +69,8 @@ def training_inputs(default: Settings, what: str) -> list[io.Input]:
             max=1.0,
             step=1e-7,
             round=False,
-            tooltip=f"Adam's step size for {what}{unit}. It falls evenly to 0 at the last step. "
-            "0 changes nothing.",
+            tooltip=f"How far a step moves each {moved}, as a share of its own size: 0.01 is a "
+            "hundredth. It falls evenly to 0 at the last step. 0 changes nothing.",
         ),
         *advanced(
             io.Int.Input(
@@ -84,17 +86,20 @@ def training_inputs(default: Settings, what: str) -> list[io.Input]:
     ]
 
 
-def optional_training_inputs(default: Settings, paper: Settings) -> tuple[io.Input, ...]:
-    """Inputs that a user may leave alone; ``paper`` is the stage's recipe in the paper."""
+def optional_training_inputs(
+    default: Settings, fast: Settings, paper: Settings
+) -> tuple[io.Input, ...]:
+    """Inputs that a user may leave alone; ``fast`` and ``paper`` are the stage's recipes."""
     return advanced(
         io.Combo.Input(
             "recipe",
             options=list(RECIPES),
             default=RECIPES[0],
             optional=True,
-            tooltip=f"paper: as the paper trains Stable Diffusion, {paper.steps} steps at "
-            f"{paper.learning_rate:g}, one draw each, and of the model all weights; what is set "
-            "here is ignored.",
+            tooltip="fast: a third of the steps, for a first look. "
+            f"paper: as the paper trains Stable Diffusion, {paper.steps} steps of Adam at "
+            f"{paper.learning_rate:g}, one draw each, and of the model all weights. With both, "
+            "what is set here is ignored.",
         ),
         io.Int.Input(
             "batch_size",

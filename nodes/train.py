@@ -18,7 +18,7 @@ from .progress import Reporter
 
 Result = TypeVar("Result")
 
-RECIPES = ("as set", "paper")
+RECIPES = ("as set", "fast", "paper")
 DTYPES = {
     "auto": None,
     "bfloat16": torch.bfloat16,

@@ -47,8 +47,8 @@ ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
 STRENGTHS, DEFAULT_STRENGTH = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.7
 # Sampler and guidance that served each method best on the tuning split.
 IMAGIC, SDEDIT, INVERTED_GUIDANCE, DDIB_GUIDANCE = ("euler_ancestral", 2.0), ("ddim", 3.0), 2.0, 2.0
-# As build.LORA_RATE, for a network so narrow: what a step adds up to grows with the width where it
-# moves the weights themselves, and not with its square root only as for the matrices of a LoRA.
+# The paper's is for a network about eight times as wide as the miniature's living channels; what a
+# step of Adam adds up to grows with the width.
 PAPER_RATE = 8 * 5e-7
 
 
@@ -155,7 +155,7 @@ Drawn = dict[int, Grid]
 
 
 def learn(host: Host, edit: Any, paper: bool = False) -> tuple[Any, Any]:
-    """Stages A and B by the nodes' defaults or by the paper's recipe, but for B's rate.
+    """Stages A and B by the nodes' defaults, or by the paper's recipe but for B's rate.
 
     Returns e_opt and the model. The last ones are kept, for methods that only draw in another way.
     """
@@ -171,8 +171,7 @@ def learn(host: Host, edit: Any, paper: bool = False) -> tuple[Any, Any]:
         settings = dataclasses.replace(recipe.PAPER, learning_rate=PAPER_RATE)
         model, _ = pack.finetune_by(settings, recipe.PAPER_METHOD, wires)
     else:
-        inputs = pack.defaults("ImagicFinetuneModel") | {"learning_rate": build.LORA_RATE}
-        model, *_ = pack.finetune(*wires, **inputs)
+        model, *_ = pack.finetune(*wires, **pack.defaults("ImagicFinetuneModel"))
     host.learned = key, optimized, model
     return optimized, model
 

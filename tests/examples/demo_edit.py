@@ -83,8 +83,6 @@ def main() -> int:
             "LoadImage": {"image": client.upload(image)},
             "ImageScaleToTotalPixels": {"megapixels": megapixels},
         }
-        if not given.checkpoint:
-            changes["ImagicFinetuneModel"] = {"learning_rate": build.LORA_RATE}
         prompt = example(client, "imagic_edit", changes)
         target, _ = find(prompt, "ImagicOptimizeEmbedding")["target"]
         prompt[target]["inputs"]["text"] = sentence

@@ -17,7 +17,7 @@ from typing import Any
 
 from machine.environment import REPOSITORY
 from machine.host_process import serve
-from miniature.build import LORA_RATE, build
+from miniature.build import build
 from PIL import Image
 from talk.api import Prompt
 from talk.client import Client
@@ -48,15 +48,14 @@ class Studio:
         self.image: Wire = [image, 0]
         self.latent: Wire = [self.add("VAEEncode", pixels=self.image, vae=self.vae), 0]
         self.target, self.negative, self.another = map(self.text, (TARGET, "", ANOTHER))
-        common = {"image": self.latent, "seed": 0}
+        common = {"model": self.loaded, "image": self.latent, "seed": 0}
         stage = self.add(
-            "ImagicOptimizeEmbedding", model=self.loaded, target=self.target, steps=100,
-            learning_rate=2e-2, **common,
-        )  # fmt: skip
+            "ImagicOptimizeEmbedding", target=self.target, steps=40, learning_rate=2e-2, **common
+        )
         self.optimized: Wire = [stage, 0]
         stage = self.add(
-            "ImagicFinetuneModel", model=self.loaded, optimized=self.optimized, method="lora",
-            steps=300, learning_rate=LORA_RATE, **common,
+            "ImagicFinetuneModel", optimized=self.optimized, method="lora", steps=60,
+            learning_rate=3e-2, **common,
         )  # fmt: skip
         self.tuned, self.lora = ([stage, i] for i in range(2))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from machine.host_process import serve
-from miniature.build import LORA_RATE, build
+from miniature.build import build
 from PIL import Image
 from talk.api import Prompt
 from talk.client import Client
@@ -37,7 +37,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
     "LoadImage": {"image": "photograph.png"},
     "ImageScaleToTotalPixels": {"megapixels": ours.MEGAPIXELS},
-    "ImagicFinetuneModel": {"learning_rate": LORA_RATE},
     "KSampler": {"cfg": 3.0},
     "KSamplerAdvanced": {"cfg": 3.0},
 }

@@ -17,10 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from miniature import asset, captions, layout  # noqa: E402
 
-LORA_RATE = 1e-3
-"""Learning rate of stage B for the miniature. The default is for a network about eight times as
-wide as its living channels, and should be the lower by about the square root of that."""
-
 
 def checkpoint(
     shape: layout.Shape,
