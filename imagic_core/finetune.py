@@ -28,11 +28,11 @@ _SHORT = Settings(
 METHODS = {
     "lora": _SHORT,
     "attention": replace(_SHORT, learning_rate=5e-3),
-    "full": replace(_SHORT, learning_rate=2e-3),
+    "full": replace(_SHORT, learning_rate=3e-3),
 }
 """Which weights can move, and the settings that each starts from."""
 
-FAST, FAST_METHOD = replace(_SHORT, steps=20, learning_rate=6e-2), "lora"
+FAST, FAST_METHOD = replace(_SHORT, steps=30, learning_rate=5e-2, batch_size=2), "lora"
 """For a first look: with stage A's, a twentieth of the paper's draws."""
 
 PAPER, PAPER_METHOD = Settings(steps=1500, learning_rate=5e-7, seed=0), "full"

@@ -96,7 +96,7 @@ def optional_training_inputs(
             options=list(RECIPES),
             default=RECIPES[0],
             optional=True,
-            tooltip="fast: a third of the steps, for a first look. "
+            tooltip="fast: less than a third of the work, for a first look. "
             f"paper: as the paper trains Stable Diffusion, {paper.steps} steps of Adam at "
             f"{paper.learning_rate:g}, one draw each, and of the model all weights. With both, "
             "what is set here is ignored.",

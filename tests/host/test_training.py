@@ -290,7 +290,7 @@ def test_a_lora_of_another_kind_of_model_is_refused(nodes, model, wrong):
         nodes.nodes["ImagicFinetuneStrength"].execute(model, wrong, 1.0, 1.0, 1.0)
 
 
-def test_the_papers_recipe_is_to_the_letter(nodes, model, monkeypatch):
+def test_the_recipes_are_to_the_letter(nodes, model, monkeypatch):
     asked = []
     core = nodes.module.nodes
 
@@ -313,6 +313,13 @@ def test_the_papers_recipe_is_to_the_letter(nodes, model, monkeypatch):
         (1500, 5e-7, 1, 9),
     ]
     assert made == ["full"]
+    with pytest.raises(_Stop):
+        nodes.optimize(model, text, latent, 3, 0.5, 9, recipe="fast", batch_size=7)
+    with pytest.raises(_Stop):
+        nodes.finetune(model, text, latent, "full", 3, 0.5, 9, recipe="fast", batch_size=7)
+    fast = asked[2:]
+    assert sum(s.steps * s.batch_size for s in fast) == 120 and {s.seed for s in fast} == {9}
+    assert made == ["full", "lora"]
 
 
 def test_interpolation_between_two_text_encoders_is_refused(nodes):
