@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from .checkpoint import Keeper
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding, Photographs
 
@@ -30,6 +31,7 @@ def optimize_embedding(
     target: Embedding,
     settings: Settings,
     on_step: Callable[[Progress], None],
+    keeper: Keeper | None = None,
 ) -> tuple[Embedding, list[float]]:
     """Find e_opt near e_tgt, the embedding under which the model best reconstructs the photograph.
 
@@ -42,6 +44,7 @@ def optimize_embedding(
         target: e_tgt, where the optimisation starts.
         settings: the paper's are ``PAPER`` for Stable Diffusion, 100 steps at 1e-3 for Imagen.
         on_step: called after each step; what it raises ends the training and passes through.
+        keeper: see ``fit``.
 
     Returns:
         e_opt in float32, and the loss of each step.
@@ -56,7 +59,7 @@ def optimize_embedding(
         (_root_mean_square(tensor.detach()) if settings.relative else 1.0, [tensor])
         for tensor in embedding.tensors()
     ]
-    losses = fit(denoiser, photographs, embedding, parameters, settings, on_step)
+    losses = fit(denoiser, photographs, embedding, parameters, settings, on_step, keeper)
     return embedding.with_tensors(tensor.detach() for tensor in embedding.tensors()), losses
 
 

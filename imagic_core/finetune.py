@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checkpoint import Keeper
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding, Photographs
 
@@ -164,6 +165,7 @@ def finetune_model(
     changes: Mapping[str, torch.nn.Module],
     settings: Settings,
     on_step: Callable[[Progress], None],
+    keeper: Keeper | None = None,
 ) -> list[float]:
     """Fit the changes of the weights to the photograph, in place.
 
@@ -174,6 +176,7 @@ def finetune_model(
         changes: from ``choose_changes``.
         settings: the paper's are ``PAPER``.
         on_step: called after each step; what it raises ends the training and passes through.
+        keeper: see ``fit``.
 
     Returns:
         The loss of each step.
@@ -182,4 +185,4 @@ def finetune_model(
         FloatingPointError: the loss is no longer a finite number.
     """
     parameters = [p for change in changes.values() for p in change.parameters() if p.requires_grad]
-    return fit(denoiser, photographs, optimized, [(1.0, parameters)], settings, on_step)
+    return fit(denoiser, photographs, optimized, [(1.0, parameters)], settings, on_step, keeper)

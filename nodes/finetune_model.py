@@ -10,6 +10,7 @@ from ..imagic_core.finetune import METHODS, PAPER, PAPER_METHOD, finetune_model
 from . import comfy_host, schema
 from .checks import checked
 from .errors import named
+from .kept import Learned
 from .train import Run, Session, read_wires, train
 
 NAME = "Imagic Fine-tune Model"
@@ -72,6 +73,7 @@ class ImagicFinetuneModel(io.ComfyNode):
                         optional=True,
                         tooltip="lora only: the change counts alpha / rank times.",
                     ),
+                    schema.keep_input(),
                 ),
             ],
             outputs=[
@@ -107,6 +109,7 @@ class ImagicFinetuneModel(io.ComfyNode):
         save_memory: str = "auto",
         rank: int = 16,
         alpha: float = 16.0,
+        keep: bool = True,
     ) -> io.NodeOutput:
         """Fine-tune a copy of ``model`` on ``image`` under ``optimized``."""
         settings = replace(
@@ -114,18 +117,20 @@ class ImagicFinetuneModel(io.ComfyNode):
         )
         if recipe == "paper":
             method, settings = PAPER_METHOD, PAPER
-        run = Run(replace(settings, seed=seed), training_dtype, save_memory)
+        what = (method, rank, alpha) if method == "lora" else (method,)
+        run = Run(replace(settings, seed=seed), training_dtype, save_memory, keep, what)
 
-        def stage(s: Session) -> tuple[comfy_host.Lora, list[float]]:
+        def stage(s: Session) -> Learned:
             losses = finetune_model(
-                s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step
+                s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step, s.keeper
             )
-            return comfy_host.changes_to_lora(s.changes), losses
+            return Learned(comfy_host.changes_to_lora(s.changes), losses)
 
-        lora, losses = train(
+        learned = train(
             read_wires(model, "optimized", optimized, image),
             run,
             stage,
             lambda: comfy_host.new_changes(model, method, rank, alpha, seed),
         )
-        return io.NodeOutput(comfy_host.apply_lora(model, lora), lora, {"loss": losses})
+        lora = dict(learned.tensors)
+        return io.NodeOutput(comfy_host.apply_lora(model, lora), lora, {"loss": learned.losses})
