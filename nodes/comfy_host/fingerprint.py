@@ -119,7 +119,8 @@ class _Digest:
                 bits = bits.clone()
             words = bits[: len(bits) // 8 * 8].view(torch.int64)
             self._say(words.sum().item())
-            bits = torch.cat([words[:: len(words) // SAMPLE].view(torch.uint8), bits[-8:]])
+            some = words[:: len(words) // SAMPLE].contiguous()
+            bits = torch.cat([some.view(torch.uint8), bits[-8:]])
         self.hash.update(bits.cpu().numpy().tobytes())
 
     def _model(self, patcher: Model) -> None:
