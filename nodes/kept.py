@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -114,6 +115,7 @@ class FileKeeper(Keeper):
                 self.denoiser.passes = int(found.about["passes"])
                 torch.set_rng_state(found.tensors["host generator"])
                 self.kept_at = len(training.losses)
+                comfy_host.LOGGER.info("goes on after step %d, which was kept", self.kept_at)
             except (ValueError, KeyError) as error:
                 comfy_host.LOGGER.warning("%s is passed over: %s", self.file.name, error)
         self._note()
@@ -170,6 +172,7 @@ def kept(file: Path, value: Checkpoint) -> bool:
     """Write a file, whole or not at all; warns and returns False where that cannot be done."""
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
+        check_memory(sum(t.nbytes for t in value.tensors.values()))
         # Clones where they share memory, which safetensors refuses.
         tensors = {name: t.detach().cpu().contiguous() for name, t in value.tensors.items()}
         if len({t.untyped_storage().data_ptr() for t in tensors.values()}) < len(tensors):
@@ -187,6 +190,20 @@ def kept(file: Path, value: Checkpoint) -> bool:
         )
         return False
     return True
+
+
+def check_memory(size: int) -> None:
+    """Refuse to write ``size`` bytes where the copies for it would take what others need.
+
+    Raises:
+        NotKeptError: there is too little memory.
+    """
+    free = psutil.virtual_memory().available
+    if 2 * size > free:
+        raise NotKeptError(
+            f"to write its {size / 2**30:.1f} GB takes twice the memory, of which "
+            f"{free / 2**30:.1f} GB are free"
+        )
 
 
 def make_room(file: Path, size: int) -> None:

@@ -12,21 +12,23 @@ from .errors import OutOfMemoryError
 GB = 2**30
 
 
-def memory(device: torch.device) -> tuple[int, int]:
-    """Bytes of a device that are taken, by whomever, and that are free."""
+def memory(device: torch.device) -> str:
+    """How much of a device's memory is taken, by whomever, and how much is free."""
     if device.type == "cuda":
         # Of the driver: what PyTorch keeps for itself between two steps will be taken again.
         free, total = torch.cuda.mem_get_info(device)
     else:
         free = comfy.model_management.get_free_memory(device)
         total = comfy.model_management.get_total_memory(device)
-    return total - free, free
+    return f"memory: {(total - free) / GB:.1f} GB taken, {free / GB:.1f} GB free"
 
 
-def check_fits(model: comfy_host.Model, changes: comfy_host.Changes) -> None:
+def check_fits(model: comfy_host.Model, changes: comfy_host.Changes) -> int:
     """Refuse what cannot fit in any way, before anything is loaded.
 
-    A training takes more than is counted here: the weights, and what is learned with its gradient.
+    Returns:
+        The bytes that a training takes at least: of the weights, and of what is learned with its
+        gradient.
 
     Raises:
         OutOfMemoryError: the device does not have that much, were it all free.
@@ -44,3 +46,4 @@ def check_fits(model: comfy_host.Model, changes: comfy_host.Changes) -> None:
             f"{2 * learned / GB:.1f} GB, more than the {there / GB:.1f} GB that {device} has in "
             f"all. Use {smaller}."
         )
+    return weights + 2 * learned

@@ -13,8 +13,8 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image, ImageDraw
 from server import PromptServer
 
-from ..imagic_core.fit import Progress, Settings
-from .memory import GB, memory
+from ..imagic_core.fit import Progress
+from .memory import memory
 
 SIZE = 320
 CURVE_HEIGHT = 80
@@ -31,17 +31,13 @@ def say(text: str) -> None:
 class Reporter:
     """Shows each training step on the node that runs, and stops when the user cancels."""
 
-    def __init__(self, model: Any, settings: Settings) -> None:
-        """Take the MODEL whose latents are shown, and how long it is trained; say so."""
-        self.bar = comfy.utils.ProgressBar(settings.steps)
+    def __init__(self, model: Any, steps: int) -> None:
+        """Take the MODEL whose latents are shown, and the number of steps."""
+        self.bar = comfy.utils.ProgressBar(steps)
         self.device = model.load_device
         self.losses: list[float] = []
         self.first = (0, 0.0)  # step, and when it was done
         self.resumed = ""
-        say(
-            f"{settings.steps} steps of {settings.batch_size} evaluations, forward and back, "
-            + _told(memory(self.device))
-        )
         self.shown = -math.inf
         self.latent_format = model.get_model_object("latent_format")
         self.previewer = latent_preview.get_previewer(model.load_device, self.latent_format)
@@ -79,7 +75,7 @@ class Reporter:
         line = f"{self.resumed}step {progress.step} of {progress.steps}, "
         if left and progress.step > step:
             line += f"about {_duration(left * (now - began) / (progress.step - step))} left, "
-        return line + _told(memory(self.device))
+        return line + memory(self.device)
 
     def _picture(self, progress: Progress) -> Image.Image:
         """What the x0 estimates show, over the curve of the losses."""
@@ -87,11 +83,6 @@ class Reporter:
         if self.previewer is not None:
             picture = self.previewer.decode_latent_to_preview_image("JPEG", x0)[1]
         return picture_with_curve(picture, self.losses, progress.step)
-
-
-def _told(taken_and_free: tuple[int, int]) -> str:
-    taken, free = taken_and_free
-    return f"memory: {taken / GB:.1f} GB taken, {free / GB:.1f} GB free"
 
 
 def _duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ from ..imagic_core.objective import Embedding, Photographs
 from . import comfy_host
 from .errors import BadInputError, OutOfMemoryError
 from .kept import Learned, Shelf, keeping
-from .memory import check_fits
+from .memory import GB, check_fits, memory
 from .progress import Reporter, say
 
 RECIPES = ("as set", "paper")
@@ -142,13 +142,19 @@ def train(
     shelf = shelf_of(wires, replace(run, settings=settings))
     known = shelf and shelf.result()
     if known:
-        say(f"learned before, in {len(known.losses)} steps")
+        told = f"learned before, in {len(known.losses)} steps"
+        comfy_host.LOGGER.info(told)
+        say(told)
         return known
 
     # A function of its own, so that nothing of a failed attempt lives on into the next.
     def attempt(recompute: bool) -> Learned:
         changes = new_changes()
-        check_fits(wires.model, changes)
+        least = check_fits(wires.model, changes)
+        say(
+            f"{settings.steps} steps of {settings.batch_size} evaluations, forward and back, in at "
+            f"least {least / GB:.1f} GB; {memory(wires.model.load_device)}"
+        )
         with (
             comfy_host.trainable(
                 wires.model,
@@ -161,7 +167,7 @@ def train(
             keeping(shelf, denoiser) as keeper,
         ):
             embedding = comfy_host.to_device(wires.sentence.embedding, photographs.x0.device)
-            reporter = Reporter(wires.model, settings)
+            reporter = Reporter(wires.model, settings.steps)
             return stage(
                 Session(denoiser, photographs, embedding, changes, settings, reporter, keeper)
             )

@@ -67,7 +67,8 @@ class Ground:
         self.server = self.stack.enter_context(
             serve(
                 self.comfyui, [self.checkpoint], more_packs=[REPOSITORY / "tests/host/faulting"],
-                options=["--user-directory", str(self.user)],
+                # Nothing of an earlier edit may answer instead.
+                options=["--user-directory", str(self.user), "--cache-none"],
             )
         )  # fmt: skip
         self.client = self.stack.enter_context(Client(self.server.url))
@@ -101,8 +102,6 @@ class Ground:
     def run(self, seed: int, steps: int, keep: bool, on_event: Any = lambda _: None) -> Learned:
         """An edit; what it has learned, as its file has it."""
         prompt = self.prompt(seed, steps, keep)
-        # Nothing of an earlier one may answer instead.
-        self.client.post("/free", {"free_memory": True, "unload_models": False})
         self.client.run(prompt, on_event)
         prefix = prompt["save"]["inputs"]["filename_prefix"]
         (file,) = (self.server.base / "output").glob(f"{prefix}*.safetensors")

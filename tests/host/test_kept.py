@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,20 @@ class _Stop(Exception):
 
 
 @pytest.fixture
-def shelf(nodes, tmp_path, monkeypatch) -> Path:
+def shelf(nodes, tmp_path) -> Iterator[Path]:
     """Where it is kept: in a user folder that is empty."""
     import folder_paths
 
     before = folder_paths.get_user_directory()
     folder_paths.set_user_directory(str(tmp_path / "user"))
-    # Each step is kept, so that it can be seen which one was.
-    monkeypatch.setattr(nodes.module.nodes.kept, "SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(nodes.module.nodes.kept, "SHARE_OF_TIME", 1e9)
     yield nodes.module.nodes.kept.folder()
     folder_paths.set_user_directory(before)
+
+
+def keep_each_step(nodes: imagic.Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only what is broken off."""
+    monkeypatch.setattr(nodes.module.nodes.kept, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(nodes.module.nodes.kept, "SHARE_OF_TIME", 1e9)
 
 
 @pytest.fixture
@@ -64,7 +68,7 @@ def said(nodes, monkeypatch) -> list[str]:
 
 def run(nodes: imagic.Pack, model: Any, stage: str, keep: bool = True, **how: Any) -> list[Any]:
     """All that a stage gives, as tensors and numbers."""
-    text, latent = given.conditioning(), given.latent(count=2)
+    text, latent, how = given.conditioning(), given.latent(count=2), {"batch_size": 2} | how
     if stage == "A":
         optimized, losses = nodes.optimize(model, text, latent, STEPS, 1e-2, 3, keep=keep, **how)
         return [optimized[0][0], optimized[0][1]["pooled_output"], losses["loss"]]
@@ -72,7 +76,7 @@ def run(nodes: imagic.Pack, model: Any, stage: str, keep: bool = True, **how: An
     return [dict(sorted(lora.items())), losses["loss"]]
 
 
-STAGES = ("A", "lora", "full")
+STAGES = ("A", "lora", "attention")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -87,7 +91,7 @@ def test_what_was_learned_is_given_back_without_a_step(nodes, model, shelf, step
     if stage != "A":
         latent, text = given.latent(count=2), given.conditioning()
         args = (model, text, latent, stage, STEPS, 1e-4, 3)
-        kept, anew = (nodes.finetune(*args, keep=keep)[0] for keep in (True, False))
+        kept, anew = (nodes.finetune(*args, keep=keep, batch_size=2)[0] for keep in (True, False))
         losses = [nodes.sampled_loss(one, text, given.latent(), 1) for one in (kept, anew)]
         assert losses[0] == losses[1] != nodes.sampled_loss(model, text, given.latent(), 1)
 
@@ -159,6 +163,8 @@ def test_what_was_broken_off_ends_bit_for_bit_as_what_was_not(
     whole = run(nodes, model, stage, keep=False)
     with monkeypatch.context() as patch:
         break_off(nodes, patch, end, 3)
+        if end == "optimiser":  # which leaves nothing whole
+            keep_each_step(nodes, patch)
         with pytest.raises(BaseException) as ended:  # noqa: PT011
             run(nodes, model, stage, save_memory="off")
     assert ended.typename == {
@@ -177,6 +183,7 @@ def test_what_was_broken_off_ends_bit_for_bit_as_what_was_not(
 def test_out_of_memory_goes_on_in_the_next_cheaper_way(
     nodes, model, shelf, steps, end, monkeypatch
 ):
+    keep_each_step(nodes, monkeypatch)
     whole = run(nodes, model, "lora", keep=False)
     steps.clear()
     real, ways = nodes.host.trainable, []
@@ -200,14 +207,14 @@ def test_out_of_memory_goes_on_in_the_next_cheaper_way(
 
 def test_a_training_in_half_precision_and_its_scale_go_on(nodes, tiny_checkpoint, shelf, steps):
     half = given.load(tiny_checkpoint, dtype=torch.float16)
-    whole = run(nodes, half, "full", keep=False)
+    whole = run(nodes, half, "attention", keep=False)
     patch = pytest.MonkeyPatch()
     break_off(nodes, patch, "cancelled", 3)
     with pytest.raises(BaseException, match=""):  # noqa: PT011
-        run(nodes, half, "full")
+        run(nodes, half, "attention")
     patch.undo()
     steps.clear()
-    given.assert_same(run(nodes, half, "full"), whole)
+    given.assert_same(run(nodes, half, "attention"), whole)
     assert steps == [4, 5]
 
 
@@ -279,7 +286,10 @@ def test_a_file_that_is_damaged_is_passed_over(
 
 
 @pytest.mark.parametrize("fault", ["full", "not a folder"])
-def test_where_nothing_can_be_written_it_trains_with_a_warning(nodes, model, shelf, fault, caplog):
+def test_where_nothing_can_be_written_it_trains_with_a_warning(
+    nodes, model, shelf, fault, caplog, monkeypatch
+):
+    keep_each_step(nodes, monkeypatch)
     whole = run(nodes, model, "lora", keep=False)
     with caplog.at_level(logging.WARNING, "comfyui-imagic"):
         if fault == "full":
@@ -497,8 +507,9 @@ def test_it_is_kept_as_seldom_as_its_cost_asks(nodes, model, shelf, monkeypatch)
 
 def test_before_it_starts_it_says_how_much_and_then_how_long(nodes, model, shelf, said):
     run(nodes, model, "A", keep=False)
-    assert said[0].startswith("5 steps of 4 evaluations, forward and back, memory: ")
-    assert "GB taken, " in said[0] and said[0].endswith("GB free")
+    least = model.model_size() / 2**30
+    start = f"5 steps of 2 evaluations, forward and back, in at least {least:.1f} GB; memory: "
+    assert said[0].startswith(start) and said[0].endswith(" GB free")
     assert said[-1].startswith("step 5 of 5, memory")
     duration = nodes.module.nodes.progress._duration
     assert [duration(s) for s in (0.2, 99, 100, 3000, 3700)] == [
