@@ -20,7 +20,7 @@ def test_eight_edits_leave_nothing_behind(nodes, model):
         ("tensors", lambda model, held: held.extend(torch.zeros(1) for _ in range(50))),
         ("hooks", lambda model, held: model.model.register_forward_hook(lambda *_: None)),
         ("patchers", lambda model, held: held.append(model.clone())),
-        ("resident memory", lambda model, held: held.append(torch.ones(2**24))),
+        ("resident memory", lambda model, held: held.append(torch.ones(2**27))),
     ],
 )
 def test_what_is_left_behind_is_seen(nodes, model, name, leak):
