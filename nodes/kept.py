@@ -111,9 +111,10 @@ class FileKeeper(Keeper):
         found = read(self.file)
         if found is not None:
             try:
+                passes, generator = found.about["passes"], found.tensors["host generator"]
                 training.give(found)
-                self.denoiser.passes = int(found.about["passes"])
-                torch.set_rng_state(found.tensors["host generator"])
+                self.denoiser.passes = passes
+                torch.set_rng_state(generator)
                 self.kept_at = len(training.losses)
                 comfy_host.LOGGER.info("goes on after step %d, which was kept", self.kept_at)
             except (ValueError, KeyError) as error:
