@@ -1,6 +1,10 @@
-"""A custom node pack for tests: it lets a model's pass fail when it is told to."""
+"""A custom node pack for tests: it lets a model's pass fail when it is told to.
+
+Trainings are kept more often than for users, for those of tests are done in seconds.
+"""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,14 @@ FAULT = "fault.json"
 
 apply_model = BaseModel.apply_model
 waiting: dict[str, Any] = {}
+SECONDS_BETWEEN = 0.5
 
 
 def fails(self: BaseModel, *args: Any, **kwargs: Any) -> torch.Tensor:
     """The model's pass, unless it is the one that fails."""
+    for name, module in list(sys.modules.items()):
+        if name.endswith("ComfyUI-Imagic.nodes.kept"):
+            module.SECONDS_BETWEEN = SECONDS_BETWEEN
     file = Path(folder_paths.get_temp_directory(), FAULT)
     if file.exists():
         waiting.update(json.loads(file.read_text("utf-8")))
