@@ -24,7 +24,7 @@ def fails(self: BaseModel, *args: Any, **kwargs: Any) -> torch.Tensor:
     """The model's pass, unless it is the one that fails."""
     for name, module in list(sys.modules.items()):
         if name.endswith("ComfyUI-Imagic.nodes.kept"):
-            module.SECONDS_BETWEEN = SECONDS_BETWEEN
+            vars(module)["SECONDS_BETWEEN"] = SECONDS_BETWEEN
     file = Path(folder_paths.get_temp_directory(), FAULT)
     if file.exists():
         waiting.update(json.loads(file.read_text("utf-8")))
