@@ -64,15 +64,6 @@ class ImagicFinetuneModel(io.ComfyNode):
                         tooltip="lora only: width of the change. Higher can learn more, and takes "
                         "more memory and disk.",
                     ),
-                    io.Float.Input(
-                        "alpha",
-                        default=16.0,
-                        min=0.01,
-                        max=1024.0,
-                        step=0.01,
-                        optional=True,
-                        tooltip="lora only: the change counts alpha / rank times.",
-                    ),
                     schema.keep_input(),
                 ),
             ],
@@ -108,7 +99,6 @@ class ImagicFinetuneModel(io.ComfyNode):
         training_dtype: str = "auto",
         save_memory: str = "auto",
         rank: int = 16,
-        alpha: float = 16.0,
         keep: bool = True,
     ) -> io.NodeOutput:
         """Fine-tune a copy of ``model`` on ``image`` under ``optimized``."""
@@ -117,7 +107,7 @@ class ImagicFinetuneModel(io.ComfyNode):
         )
         if recipe == "paper":
             method, settings = PAPER_METHOD, PAPER
-        what = (method, rank, alpha) if method == "lora" else (method,)
+        what = (method, rank) if method == "lora" else (method,)
         run = Run(replace(settings, seed=seed), training_dtype, save_memory, keep, what)
 
         def stage(s: Session) -> Learned:
@@ -130,7 +120,7 @@ class ImagicFinetuneModel(io.ComfyNode):
             read_wires(model, "optimized", optimized, image),
             run,
             stage,
-            lambda: comfy_host.new_changes(model, method, rank, alpha, seed),
+            lambda: comfy_host.new_changes(model, method, rank, seed),
         )
         lora = dict(learned.tensors)
         return io.NodeOutput(comfy_host.apply_lora(model, lora), lora, {"loss": learned.losses})

@@ -52,16 +52,20 @@ def stage_a(keeper: Keeper, denoiser: ToyDenoiser | None = None):
     return [*e.tensors(), torch.tensor(losses)]
 
 
-def stage_b(keeper: Keeper):
+def stage_b(keeper: Keeper, relative: bool = False):
     changes = gain_changes()
     losses = finetune_model(
         Weighted(changes), photograph(2), sentence(), changes,
-        replace(SETTINGS, steps=STEPS), ignore, keeper,
+        replace(SETTINGS, steps=STEPS, relative=relative), ignore, keeper,
     )  # fmt: skip
     return [changes["gain.weight"].difference.detach(), torch.tensor(losses)]
 
 
-@pytest.mark.parametrize("stage", [stage_a, stage_b])
+def stage_b_in_relative_steps(keeper: Keeper):
+    return stage_b(keeper, relative=True)
+
+
+@pytest.mark.parametrize("stage", [stage_a, stage_b, stage_b_in_relative_steps])
 @pytest.mark.parametrize("until", range(1, STEPS + 1))
 def test_what_was_broken_off_ends_as_what_was_not(stage, until) -> None:
     whole = stage(Keeper())

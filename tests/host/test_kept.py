@@ -344,7 +344,7 @@ def test_it_lies_where_no_page_can_load_it_and_is_no_pickle(nodes, model, shelf)
 def name_of(nodes: imagic.Pack, model: Any, text: Any, latent: Any, **how: Any) -> str:
     training = nodes.module.nodes.train
     settings = nodes.core.fit.Settings(STEPS, 1e-2, 3, batch_size=4)
-    about = {"training_dtype": "auto", "save_memory": "auto", "what": ("lora", 4, 4.0)} | how
+    about = {"training_dtype": "auto", "save_memory": "auto", "what": ("lora", 4)} | how
     settings = replace(settings, **about.pop("settings", {}))
     with torch.inference_mode():
         wires = training.read_wires(model, "target", text, latent)
@@ -366,7 +366,7 @@ def test_whatever_changes_the_result_changes_the_name(nodes, model, tiny_checkpo
     def names(model: Any) -> list[str]:
         model_changes = [
             nodes.host.apply_lora(model, nodes.host.changes_to_lora(
-                nodes.host.new_changes(model, method, 4, 4.0, seed)
+                nodes.host.new_changes(model, method, 4, seed)
             ), strength)
             for method, seed, strength in (("lora", 0, 1.0), ("lora", 1, 1.0), ("lora", 1, 0.5))
         ]  # fmt: skip
@@ -403,7 +403,7 @@ def test_whatever_changes_the_result_changes_the_name(nodes, model, tiny_checkpo
             name_of(nodes, model, text, latent, training_dtype="float16"),
             *(
                 name_of(nodes, model, text, latent, what=what)
-                for what in (("lora", 5, 4.0), ("lora", 4, 5.0), ("full",), ("the text",))
+                for what in (("lora", 5), ("full",), ("the text",))
             ),
         ]  # fmt: skip
 
@@ -413,7 +413,7 @@ def test_whatever_changes_the_result_changes_the_name(nodes, model, tiny_checkpo
     again = given.load(tiny_checkpoint)
     assert names(again) == first
     tuned = nodes.host.apply_lora(again, nodes.host.changes_to_lora(
-        {k: _moved(c) for k, c in nodes.host.new_changes(again, "full", 4, 4.0, 0).items()}
+        {k: _moved(c) for k, c in nodes.host.new_changes(again, "full", 4, 0).items()}
     ))  # fmt: skip
     nodes.sampled_loss(tuned, text, latent, 1)
     assert names(again) == first

@@ -75,7 +75,6 @@ class Pack:
         wires: tuple[Any, Any, Any],
         *,
         rank: int = 16,
-        alpha: float = 16.0,
         at_end: Callable[[Any], Any] = lambda session: None,
     ) -> tuple[Any, Any]:
         """Stage B by the core's settings, which the node's inputs say only in part.
@@ -98,7 +97,7 @@ class Pack:
                 training.read_wires(model, "optimized", optimized, image),
                 training.Run(settings, "auto", "auto"),
                 stage,
-                lambda: self.host.new_changes(model, method, rank, alpha, settings.seed),
+                lambda: self.host.new_changes(model, method, rank, settings.seed),
             )
             return self.host.apply_lora(model, learned.tensors), found[0]
 
@@ -115,7 +114,7 @@ class Pack:
         """
         sentence = self.host.read_sentence("text", conditioning)
         photographs = self.host.read_photographs(model, latent)
-        changes = self.host.new_changes(model, method, 16, 16.0, 0) if method else {}
+        changes = self.host.new_changes(model, method, 16, 0) if method else {}
         with self.host.trainable(model, photographs, sentence, changes, **how) as (denoiser, on):
             yield Session(denoiser, on, sentence.embedding, changes)
 
@@ -252,7 +251,7 @@ class Pack:
         settings = self.core.fit.Settings(steps, rate, seed=0, batch_size=batch_size)
         tuned, ended = self.finetune_by(
             settings, method, (model, text, latent),
-            rank=8, alpha=4.0, at_end=lambda session: self.loss_in(session, draws),
+            rank=8, at_end=lambda session: self.loss_in(session, draws),
         )  # fmt: skip
         handed_over = self.sampled_loss(tuned, text, latent, draws, predicts)
         assert self.sampled_loss(model, text, latent, draws, predicts) == before
