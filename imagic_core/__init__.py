@@ -3,6 +3,7 @@
 ==================  =====================================================================
 ``objective``       equation 3: the reconstruction loss of one photograph
 ``fit``             the training loop that stages A and B share
+``checkpoint``      a training between two steps, to be kept and given back
 ``embedding``       stage A, section 3.2 "Text embedding optimization"
 ``finetune``        stage B, section 3.2 "Model fine-tuning"
 ``interpolate``     stage C, section 3.2 "Text embedding interpolation", equation 4

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .checkpoint import Keeper
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding, Photographs
 
@@ -35,6 +36,7 @@ def optimize_embedding(
     target: Embedding,
     settings: Settings,
     on_step: Callable[[Progress], None],
+    keeper: Keeper | None = None,
 ) -> tuple[Embedding, list[float]]:
     """Find e_opt near e_tgt, the embedding under which the model best reconstructs the photograph.
 
@@ -47,6 +49,7 @@ def optimize_embedding(
         target: e_tgt, where the optimisation starts.
         settings: the paper's are ``PAPER`` for Stable Diffusion, 100 steps at 1e-3 for Imagen.
         on_step: called after each step; what it raises ends the training and passes through.
+        keeper: see ``fit``.
 
     Returns:
         e_opt in float32, and the loss of each step.
@@ -63,7 +66,7 @@ def optimize_embedding(
         return target.with_tensors(e + unit.to(e) * by for e, unit, by in parts)
 
     optimiser = torch.optim.Adam(moved, lr=settings.learning_rate)
-    losses = fit(denoiser, photographs, embedding, optimiser, settings, on_step)
+    losses = fit(denoiser, photographs, embedding, optimiser, settings, on_step, keeper)
     return embedding().with_tensors(tensor.detach() for tensor in embedding().tensors()), losses
 
 

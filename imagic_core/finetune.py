@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .changes import Difference, LowRank, is_product
+from .checkpoint import Keeper
 from .fit import Progress, Settings, fit
 from .objective import Denoiser, Embedding, Photographs, draw, reconstruction_loss
 from .relative import RelativeSteps
@@ -81,6 +82,7 @@ def finetune_model(
     changes: Mapping[str, Difference | LowRank],
     settings: Settings,
     on_step: Callable[[Progress], None],
+    keeper: Keeper | None = None,
 ) -> list[float]:
     """Fit the changes of the weights to the photograph, in place.
 
@@ -91,6 +93,7 @@ def finetune_model(
         changes: from ``choose_changes``, as they are made.
         settings: the paper's are ``PAPER``.
         on_step: called after each step; what it raises ends the training and passes through.
+        keeper: see ``fit``.
 
     Returns:
         The loss of each step.
@@ -108,7 +111,7 @@ def finetune_model(
     else:
         parameters = [p for change in changes.values() for p in change.parameters()]
         optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
-    return fit(denoiser, photographs, embedding, optimiser, settings, on_step)
+    return fit(denoiser, photographs, embedding, optimiser, settings, on_step, keeper)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checkpoint import Keeper, Training
 from .objective import Denoiser, Embedding, Photographs, draw, reconstruction_loss
 
 
@@ -64,6 +65,7 @@ def fit(
     optimiser: torch.optim.Optimizer,
     settings: Settings,
     on_step: Callable[[Progress], None],
+    keeper: Keeper | None = None,
 ) -> list[float]:
     """Minimise equation 3 over the parameters of the optimiser, in place.
 
@@ -75,9 +77,10 @@ def fit(
             float32 leaves that require grad, on which the model or the embedding depends.
         settings: steps, seed and batch.
         on_step: called after each step; what it raises ends the training and passes through.
+        keeper: may keep the training, and let it go on from where another one was broken off.
 
     Returns:
-        The loss of each step, before that step's change.
+        The loss of each step, before that step's change; also of those that were kept.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
@@ -88,8 +91,9 @@ def fit(
         photographs.x0.device.type, enabled=denoiser.compute_dtype == torch.float16
     )
     generator = torch.Generator().manual_seed(settings.seed)
-    losses: list[float] = []
-    for step in range(1, settings.steps + 1):
+    training, keeper = Training(optimiser, scaler, generator), keeper or Keeper()
+    keeper.begin(training)
+    for step in range(len(training.losses) + 1, settings.steps + 1):
         draws = draw(
             denoiser.sigmas,
             photographs,
@@ -105,7 +109,6 @@ def fit(
             total += share.detach()
             estimates.append(estimate)
         loss = total.item()  # the only wait for the device
-        losses.append(loss)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {step} is {loss}: the learning rate {settings.learning_rate:g} "
@@ -114,8 +117,7 @@ def fit(
         rest = 1 - (step - 1) / settings.steps if settings.decay else 1.0
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * rest
-        scaler.step(optimiser)
-        scaler.update()
-        optimiser.zero_grad(set_to_none=True)
+        training.step(loss)
+        keeper.stepped(training)
         on_step(Progress(step, settings.steps, loss, torch.cat(estimates)))
-    return losses
+    return training.losses

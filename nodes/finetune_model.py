@@ -17,6 +17,7 @@ from ..imagic_core.finetune import (
 from . import comfy_host, schema
 from .checks import checked
 from .errors import named
+from .kept import Learned
 from .train import Run, Session, read_wires, train
 
 NAME = "Imagic Fine-tune Model"
@@ -70,6 +71,7 @@ class ImagicFinetuneModel(io.ComfyNode):
                         tooltip="lora only: width of the change. Higher can learn more, and takes "
                         "more memory and disk.",
                     ),
+                    schema.keep_input(),
                 ),
             ],
             outputs=[
@@ -104,6 +106,7 @@ class ImagicFinetuneModel(io.ComfyNode):
         training_dtype: str = "auto",
         save_memory: str = "auto",
         rank: int = 16,
+        keep: bool = True,
     ) -> io.NodeOutput:
         """Fine-tune a copy of ``model`` on ``image`` under ``optimized``."""
         settings = replace(
@@ -111,18 +114,20 @@ class ImagicFinetuneModel(io.ComfyNode):
         )
         recipes = {"fast": (FAST_METHOD, FAST), "paper": (PAPER_METHOD, PAPER)}
         method, settings = recipes.get(recipe, (method, settings))
-        run = Run(replace(settings, seed=seed), training_dtype, save_memory)
+        what = (method, rank) if method == "lora" else (method,)
+        run = Run(replace(settings, seed=seed), training_dtype, save_memory, keep, what)
 
-        def stage(s: Session) -> tuple[comfy_host.Lora, list[float]]:
+        def stage(s: Session) -> Learned:
             losses = finetune_model(
-                s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step
+                s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step, s.keeper
             )
-            return comfy_host.changes_to_lora(s.changes), losses
+            return Learned(comfy_host.changes_to_lora(s.changes), losses)
 
-        lora, losses = train(
+        learned = train(
             read_wires(model, "optimized", optimized, image),
             run,
             stage,
             lambda: comfy_host.new_changes(model, method, rank, seed),
         )
-        return io.NodeOutput(comfy_host.apply_lora(model, lora), lora, {"loss": losses})
+        lora = dict(learned.tensors)
+        return io.NodeOutput(comfy_host.apply_lora(model, lora), lora, {"loss": learned.losses})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from comfy_api.latest import io
 
 from ..imagic_core.embedding import DEFAULT, FAST, PAPER, optimize_embedding
 from . import comfy_host, schema
 from .checks import checked
 from .errors import named
+from .kept import Learned
 from .train import Run, Session, read_wires, train
 
 NAME = "Imagic Optimize Embedding"
@@ -41,6 +43,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
                 ),
                 *schema.training_inputs(DEFAULT, "the text embedding", "token"),
                 *schema.optional_training_inputs(DEFAULT, FAST, PAPER),
+                *schema.advanced(schema.keep_input()),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -67,6 +70,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         batch_size: int = DEFAULT.batch_size,
         training_dtype: str = "auto",
         save_memory: str = "auto",
+        keep: bool = True,
     ) -> io.NodeOutput:
         """Optimise the embedding of ``target`` towards ``image``."""
         settings = replace(DEFAULT, steps=steps, learning_rate=learning_rate, batch_size=batch_size)
@@ -74,12 +78,15 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         wires = read_wires(model, "target", target, image)
         device = wires.sentence.embedding.tokens.device
 
-        def stage(s: Session) -> tuple[comfy_host.Conditioning, list[float]]:
+        def stage(s: Session) -> Learned:
             e_opt, losses = optimize_embedding(
-                s.denoiser, s.photographs, s.embedding, s.settings, s.on_step
+                s.denoiser, s.photographs, s.embedding, s.settings, s.on_step, s.keeper
             )
-            learned = wires.sentence.with_embedding(comfy_host.to_device(e_opt, device))
-            return comfy_host.to_conditioning(learned), losses
+            return Learned(comfy_host.to_device(e_opt, torch.device("cpu")).named(), losses)
 
-        optimized, losses = train(wires, Run(settings, training_dtype, save_memory), stage)
-        return io.NodeOutput(optimized, {"loss": losses})
+        run = Run(settings, training_dtype, save_memory, keep, ("the text embedding",))
+        learned = train(wires, run, stage)
+        e_tgt = wires.sentence.embedding
+        e_opt = e_tgt.with_tensors(learned.tensors[name].to(device) for name in e_tgt.named())
+        optimized = comfy_host.to_conditioning(wires.sentence.with_embedding(e_opt))
+        return io.NodeOutput(optimized, {"loss": learned.losses})

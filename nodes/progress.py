@@ -9,14 +9,23 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import latent_preview
+from comfy_execution.utils import get_executing_context
 from PIL import Image, ImageDraw
-from torch import Tensor
+from server import PromptServer
 
 from ..imagic_core.fit import Progress
+from .memory import memory
 
 SIZE = 320
 CURVE_HEIGHT = 80
 SECONDS_BETWEEN_PICTURES = 0.3
+
+
+def say(text: str) -> None:
+    """Show a line of text on the node that runs, in place of the one before."""
+    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id, server.client_id)
 
 
 class Reporter:
@@ -25,7 +34,10 @@ class Reporter:
     def __init__(self, model: Any, steps: int) -> None:
         """Take the MODEL whose latents are shown, and the number of steps."""
         self.bar = comfy.utils.ProgressBar(steps)
+        self.device = model.load_device
         self.losses: list[float] = []
+        self.first = (0, 0.0)  # step, and when it was done
+        self.resumed = ""
         self.shown = -math.inf
         self.latent_format = model.get_model_object("latent_format")
         self.previewer = latent_preview.get_previewer(model.load_device, self.latent_format)
@@ -47,21 +59,42 @@ class Reporter:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.losses.append(progress.loss)
         now, preview = time.monotonic(), None
+        if not self.first[0]:
+            self.first = (progress.step, now)
+            if progress.step > 1:
+                self.resumed = f"resumed at step {progress.step - 1} of {progress.steps}, now "
         if now - self.shown >= SECONDS_BETWEEN_PICTURES or progress.step == progress.steps:
             self.shown = now
-            preview = ("JPEG", self._picture(progress.estimate), SIZE + CURVE_HEIGHT)
+            preview = ("JPEG", self._picture(progress), SIZE + CURVE_HEIGHT)
+            say(self._line(progress, now))
         self.bar.update_absolute(progress.step, progress.steps, preview)
 
-    def _picture(self, estimate: Tensor) -> Image.Image:
-        """What [n, C, ...] x0 estimates show, over the curve of the losses."""
-        picture = None
+    def _line(self, progress: Progress, now: float) -> str:
+        step, began = self.first
+        left = progress.steps - progress.step
+        line = f"{self.resumed}step {progress.step} of {progress.steps}, "
+        if left and progress.step > step:
+            line += f"about {_duration(left * (now - began) / (progress.step - step))} left, "
+        return line + memory(self.device)
+
+    def _picture(self, progress: Progress) -> Image.Image:
+        """What the x0 estimates show, over the curve of the losses."""
+        picture, x0 = None, progress.estimate[:1].float()
         if self.previewer is not None:
-            picture = self.previewer.decode_latent_to_preview_image("JPEG", estimate[:1].float())[1]
-        return picture_with_curve(picture, self.losses)
+            picture = self.previewer.decode_latent_to_preview_image("JPEG", x0)[1]
+        return picture_with_curve(picture, self.losses, progress.step)
 
 
-def picture_with_curve(picture: Image.Image | None, losses: list[float]) -> Image.Image:
-    """The x0 estimate with the loss curve, smoothed, under it."""
+def _duration(seconds: float) -> str:
+    """Such as `40 s`, `3 min` or `1 h 20 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def picture_with_curve(picture: Image.Image | None, losses: list[float], step: int) -> Image.Image:
+    """The x0 estimate with the loss curve of the steps until this one, smoothed, under it."""
     width, height = SIZE, 0
     if picture is not None:
         scale = SIZE / max(picture.size)
@@ -82,7 +115,7 @@ def picture_with_curve(picture: Image.Image | None, losses: list[float]) -> Imag
     draw = ImageDraw.Draw(sheet)
     if len(points) > 1:
         draw.line(points, fill=(90, 200, 250), width=2)
-    draw.text((4, height + 3), f"step {len(losses)}  loss {curve[-1]:.4f}", fill="white")
+    draw.text((4, height + 3), f"step {step}  loss {curve[-1]:.4f}", fill="white")
     return sheet
 
 

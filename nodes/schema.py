@@ -86,6 +86,18 @@ def training_inputs(default: Settings, what: str, moved: str) -> list[io.Input]:
     ]
 
 
+def keep_input() -> io.Input:
+    """Input keep, of both trainings."""
+    return io.Boolean.Input(
+        "keep",
+        default=True,
+        optional=True,
+        tooltip="Keep what is learned in ComfyUI's user folder: a training that was stopped goes "
+        "on from there, and one that was done is not done again, also after a restart. Another "
+        "number of steps starts anew, for the learning_rate falls over all of them.",
+    )
+
+
 def optional_training_inputs(
     default: Settings, fast: Settings, paper: Settings
 ) -> tuple[io.Input, ...]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import torch
 
+from ..imagic_core.checkpoint import Keeper
 from ..imagic_core.edit import Sentence
 from ..imagic_core.fit import Progress, Settings
 from ..imagic_core.objective import Embedding, Photographs
 from . import comfy_host
 from .errors import BadInputError, OutOfMemoryError
-from .progress import Reporter
-
-Result = TypeVar("Result")
+from .kept import Learned, Shelf, keeping
+from .memory import GB, check_fits, memory
+from .progress import Reporter, say
 
 RECIPES = ("as set", "fast", "paper")
 DTYPES = {
@@ -79,11 +83,15 @@ class Run:
         settings: how long and how hard; as many draws at once as fit a picture of 512 px.
         training_dtype: one of ``DTYPES``.
         save_memory: one of ``SAVE_MEMORY``.
+        keep: whether what is learned is kept for the next run with the same inputs.
+        what: what the stage learns, which tells it from another stage with the same settings.
     """
 
     settings: Settings
     training_dtype: str
     save_memory: str
+    keep: bool = False
+    what: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ class Session:
         changes: of the weights, by state dict key; empty where the model stays as it is.
         settings: how long and how hard to train.
         on_step: reports a step, and raises when the user cancels.
+        keeper: keeps the training, and goes on with one that was kept.
     """
 
     denoiser: comfy_host.HostDenoiser
@@ -105,47 +114,70 @@ class Session:
     changes: comfy_host.Changes
     settings: Settings
     on_step: Callable[[Progress], None]
+    keeper: Keeper
 
 
 def train(
     wires: Wires,
     run: Run,
-    stage: Callable[[Session], Result],
+    stage: Callable[[Session], Learned],
     new_changes: Callable[[], comfy_host.Changes] = dict,
-) -> Result:
-    """Run a stage on what is wired.
+) -> Learned:
+    """Run a stage on what is wired, or give what it learned of the same before.
 
     Args:
         wires: from ``read_wires``.
         run: how to train.
-        stage: trains, and returns what the node needs; called again if the memory did not suffice.
+        stage: trains, and returns what it learned; called again if the memory did not suffice,
+            to go on from the last step that was kept.
         new_changes: makes the untrained changes of the weights, for each call of ``stage``.
 
     Raises:
         BadInputError: the conditioning does not fit the model, or the model cannot be trained.
-        OutOfMemoryError: the memory does not suffice even with recomputed blocks.
+        OutOfMemoryError: the memory does not or cannot suffice even with recomputed blocks.
     """
     at_once = max(1, LATENT_PLACES_AT_ONCE // wires.photographs.x0[0, 0].numel())
     settings = replace(run.settings, micro_batch=min(run.settings.batch_size, at_once))
 
+    shelf = shelf_of(wires, replace(run, settings=settings))
+    known = shelf and shelf.result()
+    if known:
+        told = f"learned before, in {len(known.losses)} steps"
+        comfy_host.LOGGER.info(told)
+        say(told)
+        return known
+
     # A function of its own, so that nothing of a failed attempt lives on into the next.
-    def attempt(recompute: bool) -> Result:
+    def attempt(recompute: bool) -> Learned:
         changes = new_changes()
-        with comfy_host.trainable(
-            wires.model,
-            wires.photographs,
-            wires.sentence,
-            changes,
-            compute_dtype=DTYPES[run.training_dtype],
-            recompute=recompute,
-        ) as (denoiser, photographs):
+        least = check_fits(wires.model, changes)
+        say(
+            f"{settings.steps} steps of {settings.batch_size} evaluations, forward and back, in at "
+            f"least {least / GB:.1f} GB; {memory(wires.model.load_device)}"
+        )
+        with (
+            comfy_host.trainable(
+                wires.model,
+                wires.photographs,
+                wires.sentence,
+                changes,
+                compute_dtype=DTYPES[run.training_dtype],
+                recompute=recompute,
+            ) as (denoiser, photographs),
+            keeping(shelf, denoiser) as keeper,
+        ):
             embedding = comfy_host.to_device(wires.sentence.embedding, photographs.x0.device)
             reporter = Reporter(wires.model, settings.steps)
-            return stage(Session(denoiser, photographs, embedding, changes, settings, reporter))
+            return stage(
+                Session(denoiser, photographs, embedding, changes, settings, reporter, keeper)
+            )
 
     for recompute in SAVE_MEMORY[run.save_memory]:
         try:
-            return attempt(recompute)
+            learned = attempt(recompute)
+            if shelf:
+                shelf.put(learned)
+            return learned
         except comfy_host.DoesNotFitError as error:
             text = wires.sentence.embedding.named().items()
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in text)
@@ -162,3 +194,29 @@ def train(
         "not enough memory. Use a smaller picture, method 'lora' with a lower rank, "
         "save_memory 'on', or a model in a smaller number format."
     )
+
+
+def shelf_of(wires: Wires, run: Run) -> Shelf | None:
+    """Where what is learned of this is kept; None where it is not, or could not be found again."""
+    if not run.keep:
+        return None
+    # Not how the memory is saved: that leaves the result as it is.
+    inputs = (wires.sentence, wires.photographs, run.settings, run.training_dtype, run.what)
+    try:
+        return Shelf(comfy_host.fingerprint(wires.model, sources(), *inputs))
+    except comfy_host.UntellableError as error:
+        comfy_host.LOGGER.info(
+            "what is learned is not kept: there is something around 'model' or in '%s' that "
+            "cannot be told from another of its kind (%s)",
+            wires.socket,
+            error,
+        )
+        return None
+
+
+@cache
+def sources() -> str:
+    """Hash of the code that trains: what another version learned is not this one's."""
+    root = Path(__file__).parent.parent
+    files = [*root.glob("imagic_core/*.py"), *root.glob("nodes/comfy_host/*.py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()

@@ -3,27 +3,29 @@
 Data goes one way: a node hands its sockets to this package, gets values and a ``Denoiser`` for
 ``imagic_core``, and hands the result back through this package.
 
-=============  ============================================================================
-``sockets``    CONDITIONING, LATENT and CLIP as they come in, read and checked
-``denoiser``   the model as a ``Denoiser``
-``trainable``  a loaded model made ready for training, and all of it undone
-``changes``    changes of the weights in training
-``bypass``     low-rank changes in a MODEL that is sampled
-``rounding``   how a changed weight is rounded to its number format
-``probe``      its first passes, which tell what is wrong
-``wrappers``   what other nodes have put around its passes
-``kernels``    kernels with a backward pass
-``recompute``  blocks passed once more instead of kept
-``in_place``   what is kept of a network that changes it in place
-``weights``    which weights can move, and their changes before training
-``lora``       LORA_MODEL: what was learned, in the host's key names
-``carried``    the same put into a MODEL, found there, and taken out
-``identity``   what tells one model from another
-=============  ============================================================================
+===============  ========================================================================
+``sockets``      CONDITIONING, LATENT and CLIP as they come in, read and checked
+``denoiser``     the model as a
+``trainable``    a loaded model made ready for training, and all of it undone
+``changes``      changes of the weights in training
+``bypass``       low-rank changes in a MODEL that is sampled
+``rounding``     how a changed weight is rounded to its number format
+``probe``        its first passes, which tell what is wrong
+``wrappers``     what other nodes have put around its passes
+``kernels``      kernels with a backward pass
+``recompute``    blocks passed once more instead of kept
+``in_place``     what is kept of a network that changes it in place
+``weights``      which weights can move, and their changes before training
+``lora``         LORA_MODEL: what was learned, in the host's key names
+``carried``      the same put into a MODEL, found there, and taken out
+``identity``     what tells one model from another
+``fingerprint``  all that a training's result depends on, as one hash
+===============  ========================================================================
 """
 
 from .carried import apply_lora, has_lora, without_lora
 from .denoiser import HostDenoiser, to_device, training_sigmas
+from .fingerprint import UntellableError, fingerprint
 from .identity import (
     base_hash,
     base_sample,
@@ -57,6 +59,7 @@ __all__ = [
     "Latent",
     "Lora",
     "Model",
+    "UntellableError",
     "apply_lora",
     "base_hash",
     "base_sample",
@@ -65,6 +68,7 @@ __all__ = [
     "combine",
     "context_width",
     "distilled_steps",
+    "fingerprint",
     "has_lora",
     "is_same_quantised",
     "lora_by_part",

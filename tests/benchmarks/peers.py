@@ -128,7 +128,7 @@ class Bench:
             report(own, progress)
 
         reporter.__call__ = stamped
-        how = {"batch_size": batch_size, "save_memory": "off"}
+        how: dict[str, Any] = {"batch_size": batch_size, "save_memory": "off"}
         try:
             if method == "embedding":
                 self.nodes.optimize(self.model, text, image, STEPS + 1, 1e-3, 0, **how)

@@ -29,6 +29,8 @@ SHOWN = """(id) => {
     app.canvas.draw(true, true)
     return app.graph.getNodeById(id).imgs?.some((one) => one.complete && one.naturalWidth)
 }"""
+TOLD = """([id, line]) =>
+    app.graph.getNodeById(id).widgets.some((one) => `${one.value}`.startsWith(line))"""
 
 
 def test_every_example_is_described_and_has_a_picture() -> None:
@@ -139,3 +141,18 @@ def test_another_eta_does_not_train_again(editor: Editor, stocked: Server) -> No
     assert kinds == {"ImagicInterpolateConditioning", "KSampler", "VAEDecode", "SaveImage"}
     assert not heard.previewed & {str(editor.find(kind)) for kind in TRAININGS}
     assert len(pictures) == 2
+
+
+def test_a_node_says_how_far_it_is_and_that_it_learned_before(
+    editor: Editor, client: Client
+) -> None:
+    drop_quick(editor, "imagic_edit")
+    node = editor.find(TRAININGS[0])
+    editor.set(node, "keep", True)
+    editor.set(node, "seed", 4242)
+    saved = editor.prompt()
+    for line in ("step 2 of 2, memory: ", "learned before, in 2 steps"):
+        client.post("/free", {"free_memory": True})
+        editor.run()
+        editor.page.wait_for_function(TOLD, arg=[node, line], timeout=20_000)
+    assert editor.prompt() == saved, "the line is no widget of the workflow's"

@@ -20,8 +20,8 @@ BLUEPRINT_FOLDER = REPOSITORY / "subgraphs"
 # A few latent pixels and two steps: what is asked here is that it runs, not what it draws.
 QUICK: dict[str, dict[str, Any]] = {
     "ImageScaleToTotalPixels": {"megapixels": 0.01},
-    "ImagicOptimizeEmbedding": {"steps": 2, "batch_size": 1},
-    "ImagicFinetuneModel": {"steps": 2, "batch_size": 1},
+    "ImagicOptimizeEmbedding": {"steps": 2, "batch_size": 1, "keep": False},
+    "ImagicFinetuneModel": {"steps": 2, "batch_size": 1, "keep": False},
     "ImagicEtaSweep": {"count": 3},
     "KSampler": {"steps": 2},
     "KSamplerAdvanced": {"steps": 2},

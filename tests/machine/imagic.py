@@ -60,11 +60,13 @@ class Pack:
         inputs = self.nodes[node].define_schema().inputs
         return {i.id: i.default for i in inputs if getattr(i, "default", None) is not None}
 
-    def optimize(self, *args: Any, **kwargs: Any) -> Result:
-        return self.call("ImagicOptimizeEmbedding", *args, **kwargs)
+    def optimize(self, *args: Any, keep: bool = False, **kwargs: Any) -> Result:
+        """Stage A, each time anew."""
+        return self.call("ImagicOptimizeEmbedding", *args, keep=keep, **kwargs)
 
-    def finetune(self, *args: Any, **kwargs: Any) -> Result:
-        return self.call("ImagicFinetuneModel", *args, **kwargs)
+    def finetune(self, *args: Any, keep: bool = False, **kwargs: Any) -> Result:
+        """Stage B, each time anew."""
+        return self.call("ImagicFinetuneModel", *args, keep=keep, **kwargs)
 
     def finetune_by(
         self,
@@ -82,23 +84,25 @@ class Pack:
         found when the training had ended; the loss of each step is put into ``losses``.
         """
         training, (model, optimized, image) = self.module.nodes.train, wires
+        found: list[Any] = []
 
         def stage(s: Any) -> Any:
             own = self.core.finetune.finetune_model(
                 s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step
             )
-            if losses is not None:
-                losses.extend(own)
-            return self.host.changes_to_lora(s.changes), at_end(s)
+            found[:] = [at_end(s)]
+            return training.Learned(self.host.changes_to_lora(s.changes), own)
 
         with torch.inference_mode():
-            lora, found = training.train(
+            learned = training.train(
                 training.read_wires(model, "optimized", optimized, image),
                 training.Run(settings, "auto", "auto"),
                 stage,
                 lambda: self.host.new_changes(model, method, rank, settings.seed),
             )
-            return self.host.apply_lora(model, lora), found
+            if losses is not None:
+                losses.extend(learned.losses)
+            return self.host.apply_lora(model, learned.tensors), found[0]
 
     def interpolate(self, *args: Any, **kwargs: Any) -> Result:
         return self.call("ImagicInterpolateConditioning", *args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import queue
@@ -68,7 +69,8 @@ class Client(Api):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._reader.cancel)
+        with contextlib.suppress(RuntimeError):  # it has ended, as the server is gone
+            self._loop.call_soon_threadsafe(self._reader.cancel)
         self._thread.join()
 
     def events(self, prompt_id: str, timeout: float = 900) -> Iterator[Event]:
