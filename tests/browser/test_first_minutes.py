@@ -71,8 +71,9 @@ def test_a_search_for_edit_photo_finds_a_box_that_edits(editor: Editor, stocked:
     with editor.searching("edit photo") as listed:
         assert listed.first.inner_text().startswith(name)
         page.keyboard.press("Enter")
-        # The escape that closes the search takes back what is not placed yet.
         page.wait_for_function("() => app.graph._nodes.length === 1")
+        # It follows the mouse until a click, and an escape takes it back.
+        page.mouse.click(1000, 600)
     box = editor.evaluate(
         """() => {
             const [box] = app.graph._nodes
