@@ -4,16 +4,14 @@ import { app } from "/scripts/app.js";
 
 // The names of our nodes, with which their sentences begin.
 const OURS = /\b(Imagic [\w -]+): ([^]+)/;
-let shown = [];
 
 const tell = (text) => {
   const [sentence, summary, detail] = text?.trim().match(OURS) ?? [];
   if (!sentence) return;
   setTimeout(() => {
     if (document.body.innerText.includes(sentence)) return;
-    const message = { severity: "error", summary, detail };
-    app.extensionManager.toast.add(message);
-    shown.push(message);
+    // It lies over "View details", and so gives it back after a while.
+    app.extensionManager.toast.add({ severity: "error", summary, detail, life: 20_000 });
   }, 500);
 };
 
@@ -22,8 +20,6 @@ app.registerExtension({
   setup() {
     app.api.addEventListener("execution_error", ({ detail }) => tell(detail.exception_message));
     app.api.addEventListener("promptQueued", () => {
-      for (const message of shown) app.extensionManager.toast.remove(message);
-      shown = [];
       for (const { errors } of Object.values(app.lastNodeErrors ?? {}))
         for (const { details } of errors) tell(details);
     });

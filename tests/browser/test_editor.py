@@ -117,13 +117,18 @@ def test_the_first_run_of_the_example_of_a_saved_edit_says_what_to_do(editor: Ed
     shows(editor, "which is not among the")
 
 
-def test_a_name_that_cannot_be_is_refused_by_the_nodes_own_sentence(editor: Editor) -> None:
+def test_a_name_that_cannot_be_is_refused_by_the_nodes_own_sentence(
+    editor: Editor, client: Client
+) -> None:
     editor.drop(file_of("imagic_eta_sheet"))
     saver = editor.find("ImagicSaveEdit")
     editor.set(saver, "filename_prefix", "../outside")
     with pytest.raises(AssertionError, match="filename_prefix"):
         editor.run()
     shows(editor, "type another, such as")
+    # What does not lead to that node is run all the same.
+    client.post("/queue", {"clear": True})
+    client.post("/interrupt", {})
 
 
 def shows(editor: Editor, words: str) -> None:
