@@ -114,15 +114,27 @@ def test_the_first_run_of_the_example_of_a_saved_edit_says_what_to_do(editor: Ed
         editor.run()
     said = "Imagic Load Edit: 'edit' names \"imagic/nobody's.safetensors [output]\", which is not"
     assert str(heard.value).startswith(said)
-    # Newer hosts show it behind one more click, older ones at once.
-    page = editor.page
-    details = page.get_by_role("button", name="View details")
-    shown = page.get_by_text("which is not among the")
-    details.or_(shown).first.wait_for()
-    if details.count():
-        details.first.click()
-    shown.first.wait_for()
-    page.keyboard.press("Escape")
+    shows(editor, "which is not among the")
+
+
+def test_a_name_that_cannot_be_is_refused_by_the_nodes_own_sentence(
+    editor: Editor, client: Client
+) -> None:
+    editor.drop(file_of("imagic_eta_sheet"))
+    saver = editor.find("ImagicSaveEdit")
+    editor.set(saver, "filename_prefix", "../outside")
+    with pytest.raises(AssertionError, match="filename_prefix"):
+        editor.run()
+    shows(editor, "type another, such as")
+    # What does not lead to that node is run all the same.
+    client.post("/queue", {"clear": True})
+    client.post("/interrupt", {})
+
+
+def shows(editor: Editor, words: str) -> None:
+    """Wait until the page shows these words of an error, without a click."""
+    editor.page.get_by_text(words).filter(visible=True).first.wait_for(timeout=20_000)
+    editor.page.keyboard.press("Escape")
 
 
 @pytest.mark.parametrize("language", ["", *LANGUAGES])

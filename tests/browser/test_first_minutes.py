@@ -71,7 +71,12 @@ def test_a_search_for_edit_photo_finds_a_box_that_edits(editor: Editor, stocked:
     with editor.searching("edit photo") as listed:
         assert listed.first.inner_text().startswith(name)
         page.keyboard.press("Enter")
-    page.wait_for_function("() => app.graph._nodes.length === 1")
+        page.wait_for_function("() => app.graph._nodes.length === 1")
+        # It follows the mouse until a click, and an escape takes it back.
+        page.mouse.move(900, 500)
+        page.wait_for_timeout(300)
+        page.mouse.click(900, 500)
+        page.wait_for_function("() => !app.graph._nodes[0].flags.ghost")
     box = editor.evaluate(
         """() => {
             const [box] = app.graph._nodes

@@ -63,7 +63,7 @@ def test_nodes_stand_20_pixels_apart_and_notes_fit(
     for one, other in combinations(boxes, 2):
         assert apart(one["box"], other["box"]) >= 20, (one, other)
     if rendering == "vue":
-        return  # its notes are other elements, whose text is not measured here
+        return  # its notes grow with their text
     for note in editor.evaluate(NOTES):
         editor.evaluate(LOOK_AT, note)
         editor.page.wait_for_timeout(300)

@@ -86,6 +86,19 @@ def test_a_help_page_has_the_sections_and_links_of_the_english_one(
         assert shape(told[name]) == shape(originals[name]), f"{language}: {name}"
 
 
+@pytest.mark.parametrize("language", ["", *LANGUAGES])
+def test_a_help_page_names_every_input_and_output(originals: texts.Texts, language: str) -> None:
+    told = texts.translated(language) if language else originals
+    silent = []
+    for slot in (name for name in originals if re.search(r"\.(in|out)puts\.\w+\.name$", name)):
+        page = told["docs." + slot.split(".")[0]]
+        names = "|".join(re.escape(known[slot]) for known in (told, originals))
+        # Letters of other scripts may touch a name.
+        if not re.search(rf"(?<!\w)({names})(?!\w)", page, re.ASCII):
+            silent.append(slot)
+    assert silent == []
+
+
 def shape(page: str) -> list[str]:
     """Headings, rows of tables, list items, pictures and code of a page, without their words."""
     marks = r"^(#+|\||- |    )|!\[[^\]]*\](\([^)]*\))"

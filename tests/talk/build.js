@@ -97,14 +97,15 @@ async ({ id, name, packs, nodes, links, columns, form, box }) => {
   const { workflow } = await app.graphToPrompt()
   delete workflow.extra?.ds
   if (form) {
+    // Newer front ends have texts for ids on the canvas, and numbers in the file.
+    const exported = (index) => workflow.nodes.find((one) => one.id == made[index].id)
     const inputs = form.inputs.map(([label, index, widget]) => {
-      const { id } = made[index]
       // The export leaves out inputs that nothing is wired to, and with them what they are called.
       const input = made[index].serialize().inputs.find((one) => one.name === widget)
-      workflow.nodes.find((one) => one.id === id).inputs.push({ ...input, label })
-      return [id, widget]
+      exported(index).inputs.push({ ...input, label })
+      return [exported(index).id, widget]
     })
-    const outputs = form.outputs.map((index) => made[index].id)
+    const outputs = form.outputs.map((index) => exported(index).id)
     Object.assign(workflow.extra, { linearMode: true, linearData: { inputs, outputs } })
   }
   return JSON.stringify(workflow, null, 2)
