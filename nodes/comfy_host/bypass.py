@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import comfy.ops
 import torch
 from comfy.patcher_extension import PatcherInjection
 from torch import Tensor
@@ -63,6 +64,41 @@ def _put(layer: Any, inner: Callable[..., Tensor], own: bool, entries: list[list
     layer.forward = forward if entries else inner
 
 
+class Called:
+    """In the place of the host's ``linear_input_act``, while a MODEL has products beside layers.
+
+    It folds an activation into the pass of an int8 layer, and so never calls the layer itself.
+    """
+
+    def __init__(self, fold: Callable[..., Tensor]) -> None:
+        """Take the host's own."""
+        self.fold, self.users = fold, 0
+
+    def __call__(self, linear: torch.nn.Module, x: Tensor, input_act: str) -> Tensor:
+        """Of the layer with its products, where it has any; else as the host does."""
+        if hasattr(vars(linear).get("forward"), "beside"):
+            y: Tensor = linear(comfy.ops.INPUT_ACT_EAGER[input_act](x))
+            return y
+        return self.fold(linear, x, input_act)
+
+
+def call_layers() -> Callable[[], None]:
+    """Have layers called where newer hosts would pass them by; returns what takes this off."""
+    present = getattr(comfy.ops, "linear_input_act", None)
+    if present is None:
+        return lambda: None
+    called = present if isinstance(present, Called) else Called(present)
+    comfy.ops.linear_input_act = called
+    called.users += 1
+
+    def take_off() -> None:
+        called.users -= 1
+        if not called.users and comfy.ops.linear_input_act is called:
+            comfy.ops.linear_input_act = called.fold
+
+    return take_off
+
+
 class Bypass(PatcherInjection):
     """Puts products beside the layers of a MODEL when the host loads it, and takes them off."""
 
@@ -75,7 +111,7 @@ class Bypass(PatcherInjection):
     def _inject(self, patcher: Model) -> None:
         self._eject(patcher)
         # A list of its own for each time, which a MODEL that is forgotten while loaded cleans up.
-        self.undo = undo = []
+        self.undo = undo = [call_layers()]
         for path, (up, down) in self.matrices.items():
             undo.append(put_beside(patcher.model.get_submodule(path), _Product(up, down)))
         weakref.finalize(patcher, _take_off, undo)

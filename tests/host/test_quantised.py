@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from families import kinds, quantised
@@ -19,27 +14,13 @@ GGUF = "gguf"
 def loaded(request, comfy, comfyui_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     if request.param == GGUF:
-        return quantised.load_gguf("sd3", gguf_pack(comfyui_folder), folder)
-    if request.param in quantised.LAYOUTS:
-        import comfy.quant_ops
-
-        if not hasattr(comfy.quant_ops, "get_layout_class"):
-            pytest.skip(f"this ComfyUI does not know {request.param}")
+        gguf = quantised.gguf_pack(comfyui_folder)
+        if gguf is None:
+            pytest.skip("no ComfyUI-GGUF; set COMFYUI_GGUF to where it lies")
+        return quantised.load_gguf("sd3", gguf, folder)
+    if request.param in quantised.LAYOUTS and not quantised.are_known():
+        pytest.skip(f"this ComfyUI does not know {request.param}")
     return quantised.load("sd3", request.param, folder)
-
-
-def gguf_pack(comfyui: Path):
-    """The pack that loads GGUF files, from where COMFYUI_GGUF says or among the custom nodes."""
-    folder = Path(os.environ.get("COMFYUI_GGUF", comfyui / "custom_nodes" / "ComfyUI-GGUF"))
-    if not (folder / "nodes.py").is_file():
-        pytest.skip("no ComfyUI-GGUF; set COMFYUI_GGUF to where it lies")
-    pytest.importorskip("gguf")
-    spec = importlib.util.spec_from_file_location("comfyui_gguf", folder / "__init__.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["comfyui_gguf"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
