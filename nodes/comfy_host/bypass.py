@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import comfy.model_management
 import comfy.ops
 import torch
 from comfy.patcher_extension import PatcherInjection
@@ -99,19 +100,41 @@ def call_layers() -> Callable[[], None]:
     return take_off
 
 
+def save_as(patcher: Model, patched: Callable[[Model], Model]) -> Callable[[], None]:
+    """Have the host save another MODEL where it would save this one; returns what takes this off.
+
+    It saves the weights alone, and would leave out what lies beside them.
+    """
+    network, held, name = patcher.model, weakref.ref(patcher), "state_dict_for_saving"
+    if name in vars(network):
+        return lambda: None
+
+    def state_dict_for_saving(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        saved = patched(held())
+        whole = hasattr(saved, name)  # the MODEL's own on newer hosts, which patches as it writes
+        comfy.model_management.load_models_gpu([saved], force_patch_weights=not whole)
+        # This one is unloaded by now, so the network has the host's own again.
+        if not whole:
+            return saved.model.state_dict_for_saving(*args, **kwargs)
+        return saved.state_dict_for_saving(*args[1:], **kwargs)
+
+    network.state_dict_for_saving = state_dict_for_saving
+    return lambda: vars(network).pop(name, None)
+
+
 class Bypass(PatcherInjection):
     """Puts products beside the layers of a MODEL when the host loads it, and takes them off."""
 
-    def __init__(self, matrices: Matrices) -> None:
-        """Take ordinary float32 tensors on the CPU."""
+    def __init__(self, matrices: Matrices, patched: Callable[[Model], Model]) -> None:
+        """Take ordinary float32 tensors on the CPU, and what makes the MODEL to save of the one."""
         super().__init__(self._inject, self._eject)
-        self.matrices = matrices
+        self.matrices, self.patched = matrices, patched
         self.undo: list[Callable[[], None]] = []
 
     def _inject(self, patcher: Model) -> None:
         self._eject(patcher)
         # A list of its own for each time, which a MODEL that is forgotten while loaded cleans up.
-        self.undo = undo = [call_layers()]
+        self.undo = undo = [call_layers(), save_as(patcher, self.patched)]
         for path, (up, down) in self.matrices.items():
             undo.append(put_beside(patcher.model.get_submodule(path), _Product(up, down)))
         weakref.finalize(patcher, _take_off, undo)

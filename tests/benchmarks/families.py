@@ -40,7 +40,12 @@ from benchmarks import command
 FAMILIES = kinds.FAMILIES | NEWER
 STEPS, BATCH, DRAWS = 8, 2, 4
 METHODS = ("lora", "full", "attention")
-DTYPES = ("float32", "float16", "bfloat16", "float8_e4m3fn")
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8": torch.float8_e4m3fn,
+}
 GGUF = "GGUF Q8_0"
 FORMS = (*DTYPES, *quantised.FORMS, GGUF)
 LOSSES = ("start", "after A", "after B", "returned MODEL")
@@ -58,7 +63,7 @@ def load(name: str, form: str, folder: Path) -> tuple[kinds.Family, Any]:
     if not FAMILIES[name].is_known():
         raise NotImplementedError("not in this version")
     if form in DTYPES:
-        return kinds.load(name, folder, dtype=getattr(torch, form))
+        return kinds.load(name, folder, dtype=DTYPES[form])
     if form in quantised.LAYOUTS and not quantised.are_known():
         raise NotImplementedError("not in this version")
     if form != GGUF:
@@ -139,6 +144,14 @@ def gradients_apart(nodes: Any, model: Any, target: Any, image: Any) -> tuple[fl
     return apart(recompute=True), apart(at_once=1)
 
 
+HEAD = (
+    "model", "predicts", "learned of the text", "ComfyUI", "loss", "A", "`lora`", "`full`",
+    "off", "half precision", "quantised",
+)  # fmt: skip
+MARKS = "<!-- families.py -->\n", "<!-- end of families.py -->\n"
+"""Between these the README has the table."""
+
+
 def table(results: dict[str, Row]) -> str:
     """The results as markdown, one line for each family."""
     lines = [f"| {' | '.join(HEAD)} |", f"| {' | '.join('---' for _ in HEAD)} |"]
@@ -146,54 +159,64 @@ def table(results: dict[str, Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-HEAD = (
-    "model", "predicts", "learned of the text", "ComfyUI", "loss", "after A", "`lora`", "`full`",
-    "sampled", "quantised, `lora`",
-)  # fmt: skip
-
-
 def _cells(name: str, results: dict[str, Row]) -> list[str]:
-    family, found = FAMILIES[name], {}
-    for key, row in results.items():
-        of, method, form, host = key.split("/")
-        if of == name and "not there" not in row:
-            found[form, method, host] = row
-    plain = {host: row for (form, m, host), row in found.items() if (form, m) == ("float32", "lora")}
+    family = FAMILIES[name]
+    found = {
+        (method, form, host): row
+        for key, row in results.items()
+        for of, method, form, host in [key.split("/")]
+        if of == name and "not there" not in row
+    }
+    hosts = sorted({host for _, form, host in found if form == "float32"})
     cells = [family.title, family.predicts]
-    if not plain:
-        return [*cells, "not run", *[""] * (len(HEAD) - 3)]
-    newest = max(plain)
-    last, hosts = plain[newest], ", ".join(sorted(plain))
-    told = [f"{why}: {last[why]}" for why in ("refused", "failed") if why in last]
-    if told:
-        return [*cells, _one_line(told[0]), hosts, *[""] * (len(HEAD) - 4)]
-    full = found["float32", "full", newest]
-    apart = max(_lost(row) for (form, *_), row in found.items() if form in DTYPES)
-    cells += [last[CHECKS[0]], hosts, *(f"{last[c]:.3f}" for c in LOSSES[:2])]
-    cells += [f"{row[LOSSES[2]]:.3f}" if LOSSES[2] in row else _one_line(row) for row in (last, full)]
-    forms = [
-        form if _learned(row) else f"{form}: {_one_line(row)}"
-        for form in FORMS[len(DTYPES) :]
-        for row in [found.get((form, "lora", newest), found.get((form, "lora", min(plain))))]
-        if row
+    if not hosts:
+        return [*cells, "", "not run", *[""] * (len(HEAD) - 4)]
+    plain = [found[method, "float32", hosts[-1]] for method in METHODS[:2]]
+    why = _trouble(plain[0])
+    if why:
+        return [*cells, "", ", ".join(hosts), why, *[""] * (len(HEAD) - 5)]
+    ran = [row for (_, form, _), row in found.items() if form == "float32" and not _trouble(row)]
+    cells += [plain[0][CHECKS[0]], ", ".join(hosts), *(f"{plain[0][c]:.3f}" for c in LOSSES[:2])]
+    cells += [_trouble(row) or f"{row[LOSSES[2]]:.3f}" for row in plain]
+    half = [f for f in list(DTYPES)[1:] if (METHODS[0], f, hosts[-1]) in found]
+    forms = [*quantised.FORMS, GGUF]
+    return [
+        *cells,
+        f"{max(map(off, ran)):.0e}",
+        *(_told(found, [form for form in some if form in {f for _, f, _ in found}])
+          for some in (half, forms)),
     ]
-    return [*cells, f"{apart:.0e}", ", ".join(forms)]
 
 
-def _one_line(row: Any) -> str:
-    return str(row).replace("\n", " ").replace("|", "/")
+def _told(found: dict[tuple[str, str, str], Row], forms: list[str]) -> str:
+    """Forms in which `lora` learned, with what of it is off, or why not."""
+    cells = []
+    for form in forms:
+        rows = [row for (m, f, _), row in found.items() if (m, f) == (METHODS[0], form)]
+        bad = next(filter(None, map(_trouble, rows)), None)
+        apart = max(map(off, rows)) if not bad else 0
+        cells.append(f"{form}: {bad}" if bad else form + (f" ({apart:.0e})" if apart > 1e-3 else ""))
+    return ", ".join(cells)
 
 
-def _learned(row: Row) -> bool:
-    return LOSSES[3] in row and row[LOSSES[2]] < row[LOSSES[1]] and _lost(row) < 1e-3
+def _trouble(row: Row) -> str | None:
+    """Why nothing was learned; None where it was."""
+    for why in ("refused", "failed"):
+        if why in row:
+            return f"{why}: {row[why]}".replace("\n", " ").replace("|", "/")
+    return None if row[LOSSES[2]] < row[LOSSES[1]] else "did not learn"
 
 
-def _lost(row: Row) -> float:
+def off(row: Row) -> float:
     """How far the returned MODEL's loss is from where training ended, in what training gained."""
-    if LOSSES[3] not in row:
-        return 0.0
     _, before, ended, returned = (row[c] for c in LOSSES)
     return float(abs(returned - ended) / abs(before - ended))
+
+
+def into(readme: str, made: str) -> str:
+    """The README with another table between ``MARKS``."""
+    before, rest = readme.split(MARKS[0])
+    return before + MARKS[0] + made + MARKS[1] + rest.split(MARKS[1])[1]
 
 
 def main() -> None:
@@ -226,6 +249,9 @@ def main() -> None:
             # after every model, so that a run cut short is not lost
             command.write(arguments.json, results)
     print(table(results))
+    if arguments.readme:
+        file = REPOSITORY / "README.md"
+        file.write_text(into(file.read_text("utf-8"), table(results)), "utf-8")
 
 
 if __name__ == "__main__":

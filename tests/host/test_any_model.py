@@ -222,6 +222,12 @@ def test_a_model_that_reads_a_whole_sampling_is_refused(nodes, family):
         nodes.optimize(model, target, image, 1, 1e-2, 0)
 
 
+def test_a_model_that_reads_words_instead_of_embeddings_is_refused(nodes, family):
+    model, target, image = family("hidream_o1")
+    with pytest.raises(ValueError, match="'model', a HiDreamO1, takes nothing of the sentence"):
+        nodes.optimize(model, target, image, 1, 1e-2, 0)
+
+
 def test_a_failing_kernel_is_not_told_as_wrong_wiring(nodes, small):
     model, target, image = small
     broken = model.clone()

@@ -89,3 +89,31 @@ def test_recomputed_blocks_give_the_same_embedding(loaded, stage_a):
         for how in ("off", "on")
     )
     assert torch.allclose(torch.tensor(kept), torch.tensor(again), rtol=1e-5)
+
+
+def test_layers_into_which_newer_hosts_fold_an_activation_count(
+    nodes, comfyui_folder, tmp_path_factory
+):
+    """The host passes their int8 weights by itself, and never calls them."""
+    import comfy.ops
+
+    if not hasattr(comfy.ops, "linear_input_act"):
+        pytest.skip("this ComfyUI folds no activation into a layer")
+    family, model = quantised.load("wan21", "int8_tensorwise", tmp_path_factory.mktemp("wan"))
+    text, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
+    folded, generator = "diffusion_model.blocks.0.ffn.2", torch.Generator().manual_seed(0)
+    width, inner = model.model.get_submodule(folded).weight.shape
+    lora = {
+        f"{folded}.lora_up.weight": torch.randn(width, 4, generator=generator) / 2,
+        f"{folded}.lora_down.weight": torch.randn(4, inner, generator=generator) / inner**0.5,
+    }
+    own = comfy.ops.linear_input_act
+    tuned, other = (nodes.host.apply_lora(model, lora, share) for share in (1.0, -0.5))
+    plain, changed, less = (
+        nodes.sampled_loss(one, text, image, 2) for one in (model, tuned, other)
+    )
+    assert abs(changed - plain) > 1e-2 * plain and abs(less - changed) > 1e-2 * plain
+    # Training calls the layer, so sampling has to give what training sees.
+    assert nodes.loss(tuned, text, image, 2) == pytest.approx(changed, rel=1e-4)
+    assert nodes.sampled_loss(model, text, image, 2) == plain
+    assert comfy.ops.linear_input_act is own
