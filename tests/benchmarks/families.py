@@ -33,7 +33,6 @@ from families import kinds, quantised
 from families.newer import NEWER
 from host import given
 from machine import imagic
-from machine.environment import REPOSITORY
 
 from benchmarks import command
 
@@ -99,7 +98,7 @@ def rows(nodes: imagic.Pack, name: str, form: str, methods: list[str]) -> dict[s
     checks: Row = {}
     if form in DTYPES:
         checks = dict(zip(CHECKS, _checks(nodes, model, target, optimized, image), strict=True))
-    found = {}
+    found: dict[str, Row] = {}
     for method in methods:
         try:
             after_a, ended, handed_over = nodes.hand_off(
@@ -148,8 +147,6 @@ HEAD = (
     "model", "predicts", "learned of the text", "ComfyUI", "loss", "A", "`lora`", "`full`",
     "off", "half precision", "quantised",
 )  # fmt: skip
-MARKS = "<!-- families.py -->\n", "<!-- end of families.py -->\n"
-"""Between these the README has the table."""
 
 
 def table(results: dict[str, Row]) -> str:
@@ -183,8 +180,10 @@ def _cells(name: str, results: dict[str, Row]) -> list[str]:
     return [
         *cells,
         f"{max(map(off, ran)):.0e}",
-        *(_told(found, [form for form in some if form in {f for _, f, _ in found}])
-          for some in (half, forms)),
+        *(
+            _told(found, [form for form in some if form in {f for _, f, _ in found}])
+            for some in (half, forms)
+        ),
     ]
 
 
@@ -195,7 +194,9 @@ def _told(found: dict[tuple[str, str, str], Row], forms: list[str]) -> str:
         rows = [row for (m, f, _), row in found.items() if (m, f) == (METHODS[0], form)]
         bad = next(filter(None, map(_trouble, rows)), None)
         apart = max(map(off, rows)) if not bad else 0
-        cells.append(f"{form}: {bad}" if bad else form + (f" ({apart:.0e})" if apart > 1e-3 else ""))
+        cells.append(
+            f"{form}: {bad}" if bad else form + (f" ({apart:.0e})" if apart > 1e-3 else "")
+        )
     return ", ".join(cells)
 
 
@@ -211,12 +212,6 @@ def off(row: Row) -> float:
     """How far the returned MODEL's loss is from where training ended, in what training gained."""
     _, before, ended, returned = (row[c] for c in LOSSES)
     return float(abs(returned - ended) / abs(before - ended))
-
-
-def into(readme: str, made: str) -> str:
-    """The README with another table between ``MARKS``."""
-    before, rest = readme.split(MARKS[0])
-    return before + MARKS[0] + made + MARKS[1] + rest.split(MARKS[1])[1]
 
 
 def main() -> None:
@@ -250,8 +245,7 @@ def main() -> None:
             command.write(arguments.json, results)
     print(table(results))
     if arguments.readme:
-        file = REPOSITORY / "README.md"
-        file.write_text(into(file.read_text("utf-8"), table(results)), "utf-8")
+        command.into_readme("families", table(results))
 
 
 if __name__ == "__main__":

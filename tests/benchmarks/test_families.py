@@ -1,10 +1,10 @@
-"""The README's table of models: made by the tool, with a row for each that it knows."""
+"""The README's tables of models: made by the tools, with a row for each that they know."""
 
 from __future__ import annotations
 
-from machine.environment import REPOSITORY
+from families.options import OPTIONS
 
-from benchmarks import families
+from benchmarks import command, families, model_options
 
 ROW = {
     "start": 2.0, "after A": 1.75, "after B": 1.5, "returned MODEL": 1.5,
@@ -17,13 +17,16 @@ def _cells(line: str) -> list[str]:
 
 
 def test_the_readme_has_every_model_once_and_in_order():
-    readme = (REPOSITORY / "README.md").read_text("utf-8")
-    made = readme.split(families.MARKS[0])[1].split(families.MARKS[1])[0]
-    head, _, *rows = map(_cells, made.splitlines())
+    head, _, *rows = map(_cells, command.in_readme("families")[1].splitlines())
     assert head == list(families.HEAD)
     assert [row[0] for row in rows] == [f.title for f in families.FAMILIES.values()]
     assert not [row[0] for row in rows if "not run" in row]
-    assert families.into(readme, made) == readme
+
+
+def test_the_readme_has_every_option_once_and_in_order():
+    head, _, *rows = map(_cells, command.in_readme("model_options")[1].splitlines())
+    assert head == list(model_options.HEAD)
+    assert [row[0] for row in rows] == list(OPTIONS)
 
 
 def test_a_row_says_what_was_found():

@@ -74,7 +74,9 @@ def loras(tmp_path, monkeypatch):
     """A folder of the host's LoRA loader."""
     import folder_paths
 
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"})
+    )
     return tmp_path
 
 
