@@ -80,8 +80,11 @@ def rows(nodes: imagic.Pack, name: str, form: str, methods: list[str]) -> dict[s
     try:
         with tempfile.TemporaryDirectory() as folder:
             family, model = load(name, form, Path(folder))
-    except NotImplementedError as error:  # the host makes no x4 upscaler in float8
+    except NotImplementedError as error:
         return {method: {"not there": f"{error!s:.200}"} for method in methods}
+    except Exception as error:  # such as a plan that the host cannot read off packed weights
+        why = f"{type(error).__name__}: {error!s:.200}"
+        return {method: {"ComfyUI does not load it": why} for method in methods}
     predicts = family.predicts
     with torch.inference_mode():
         target, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
@@ -192,7 +195,7 @@ def _told(found: dict[tuple[str, str, str], Row], forms: list[str]) -> str:
     cells = []
     for form in forms:
         rows = [row for (m, f, _), row in found.items() if (m, f) == (METHODS[0], form)]
-        bad = next(filter(None, map(_trouble, rows)), None)
+        bad = next((why.split(". ")[0] for why in map(_trouble, rows) if why), None)
         apart = max(map(off, rows)) if not bad else 0
         cells.append(
             f"{form}: {bad}" if bad else form + (f" ({apart:.0e})" if apart > 1e-3 else "")
@@ -204,7 +207,10 @@ def _trouble(row: Row) -> str | None:
     """Why nothing was learned; None where it was."""
     for why in ("refused", "failed"):
         if why in row:
-            return f"{why}: {row[why]}".replace("\n", " ").replace("|", "/")
+            told = row[why].removeprefix("Imagic Optimize Embedding: ")
+            return f"{why}: {told}".replace("\n", " ").replace("|", "/")
+    if LOSSES[0] not in row:
+        return next(iter(row))
     return None if row[LOSSES[2]] < row[LOSSES[1]] else "did not learn"
 
 
