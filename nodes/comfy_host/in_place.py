@@ -83,7 +83,7 @@ class _Watch(TorchDispatchMode):
                     if isinstance(tensor, Tensor):
                         for one in self.kept.pop(_storage(tensor), ()):
                             one.copy()
-        # Else a tensor of another pack's class, such as GGUF's, makes one of its own of every result.
+        # Else a tensor of another pack's class, such as GGUF's, makes all results of its class.
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
