@@ -1,9 +1,9 @@
-"""The training loop that stages A and B share: Adam on equation 3."""
+"""The training loop that stages A and B share: equation 3, minimised step by step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ class Settings:
 
     Attributes:
         steps: optimiser steps, at least 1.
-        learning_rate: Adam's step size, 0 or more.
+        learning_rate: the size of a step, 0 or more.
         seed: of the timesteps and the noise, 0 to 2^64 - 1.
         batch_size: draws of (t, eps) averaged in each step; more is a steadier gradient.
         micro_batch: draws that pass through the model together. It bounds the memory and leaves
@@ -26,8 +26,8 @@ class Settings:
         stratified: spread each step's timesteps evenly over the schedule.
         decay: lower the learning rate linearly, so that the last step ends at rest instead of
             wherever the noise of its draws had kicked it.
-        relative: stage A only: the learning rate counts in units of each embedding's root mean
-            square, which is about 1 for CLIP's tokens and a tenth of that for T5's.
+        relative: the learning rate counts in the size of what it moves: of a token of the
+            embedding in stage A, of a layer in stage B. Else it is Adam's own, as in the paper.
     """
 
     steps: int
@@ -60,20 +60,20 @@ class Progress:
 def fit(
     denoiser: Denoiser,
     photographs: Photographs,
-    embedding: Embedding,
-    parameters: Sequence[tuple[float, Iterable[Tensor]]],
+    embedding: Callable[[], Embedding],
+    optimiser: torch.optim.Optimizer,
     settings: Settings,
     on_step: Callable[[Progress], None],
 ) -> list[float]:
-    """Minimise equation 3 over ``parameters``, in place.
+    """Minimise equation 3 over the parameters of the optimiser, in place.
 
     Args:
-        denoiser: the model; with ``embedding`` it must depend on ``parameters``.
+        denoiser: the model.
         photographs: x, and where to be faithful to it.
-        embedding: e.
-        parameters: float32 leaves that require grad, and how many times the learning rate counts
-            for them.
-        settings: steps, learning rate, seed and batch.
+        embedding: gives e as it stands.
+        optimiser: what moves, and how, at the learning rate of the settings. Its parameters are
+            float32 leaves that require grad, on which the model or the embedding depends.
+        settings: steps, seed and batch.
         on_step: called after each step; what it raises ends the training and passes through.
 
     Returns:
@@ -82,13 +82,7 @@ def fit(
     Raises:
         FloatingPointError: the loss is no longer a finite number.
     """
-    rates = [settings.learning_rate * share for share, _ in parameters]
-    optimiser = torch.optim.Adam(
-        [
-            {"params": list(leaves), "lr": r}
-            for r, (_, leaves) in zip(rates, parameters, strict=True)
-        ]
-    )
+    rates = [group["lr"] for group in optimiser.param_groups]
     # Half-precision gradients of this loss are of the order of 1e-7 and would vanish.
     scaler = torch.amp.GradScaler(
         photographs.x0.device.type, enabled=denoiser.compute_dtype == torch.float16
@@ -105,7 +99,7 @@ def fit(
         )
         total, estimates = torch.zeros((), device=photographs.x0.device), []
         for part in draws.split(settings.micro_batch):
-            errors, estimate = reconstruction_loss(denoiser, photographs, embedding, part)
+            errors, estimate = reconstruction_loss(denoiser, photographs, embedding(), part)
             share = errors.mean() * (len(part) / len(draws))
             scaler.scale(share).backward()
             total += share.detach()

@@ -63,15 +63,6 @@ class ImagicFinetuneModel(io.ComfyNode):
                         tooltip="lora only: width of the change. Higher can learn more, and takes "
                         "more memory and disk.",
                     ),
-                    io.Float.Input(
-                        "alpha",
-                        default=16.0,
-                        min=0.01,
-                        max=1024.0,
-                        step=0.01,
-                        optional=True,
-                        tooltip="lora only: the change counts alpha / rank times.",
-                    ),
                 ),
             ],
             outputs=[
@@ -106,7 +97,6 @@ class ImagicFinetuneModel(io.ComfyNode):
         training_dtype: str = "auto",
         save_memory: str = "auto",
         rank: int = 16,
-        alpha: float = 16.0,
     ) -> io.NodeOutput:
         """Fine-tune a copy of ``model`` on ``image`` under ``optimized``."""
         settings = replace(
@@ -126,6 +116,6 @@ class ImagicFinetuneModel(io.ComfyNode):
             read_wires(model, "optimized", optimized, image),
             run,
             stage,
-            lambda: comfy_host.new_changes(model, method, rank, alpha, seed),
+            lambda: comfy_host.new_changes(model, method, rank, seed),
         )
         return io.NodeOutput(comfy_host.apply_lora(model, lora), lora, {"loss": losses})

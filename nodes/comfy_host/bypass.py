@@ -15,7 +15,7 @@ import torch
 from comfy.patcher_extension import PatcherInjection
 from torch import Tensor
 
-from ...imagic_core.finetune import add_product
+from ...imagic_core.changes import add_product
 from .sockets import Model
 
 Product = Callable[[torch.nn.Module, Tensor, Tensor], Tensor]

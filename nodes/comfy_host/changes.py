@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ...imagic_core.finetune import Difference, LowRank
+from ...imagic_core.changes import Difference, LowRank
 from .bypass import put_beside
 from .in_place import Kept
 from .rounding import rounded

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...imagic_core.finetune import Difference, LowRank
+from ...imagic_core.changes import Difference, LowRank
 from ..errors import BadInputError
 from .sockets import Model
 
@@ -46,7 +46,8 @@ def changes_to_lora(changes: Mapping[str, Difference | LowRank]) -> dict[str, Te
             lora[layer + (DIFF if name == "weight" else DIFF_BIAS)] = change.difference
         else:
             lora[layer + UP], lora[layer + DOWN] = change.up, change.down
-            lora[layer + ALPHA] = torch.tensor(change.alpha)
+            # As the host takes it where there is none; others may think otherwise.
+            lora[layer + ALPHA] = torch.tensor(float(len(change.down)))
     return {name: t.detach().float().cpu().contiguous() for name, t in lora.items()}
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from ...imagic_core.finetune import Difference, LowRank
+from ...imagic_core.changes import Difference, LowRank
 from ...imagic_core.objective import Embedding
 from ..errors import BadInputError
 from .bypass import Product, call_layers, put_beside
@@ -152,7 +152,7 @@ def check_sampled(
         BadInputError: it does not; what is learned there would never be seen.
     """
     for key, change in changes.items():
-        if isinstance(change, LowRank) and id(change.down) in trained and key not in sampled:
+        if isinstance(change, LowRank) and id(change.into) in trained and key not in sampled:
             raise BadInputError(
                 f"{_described(denoiser)} computes with {key} by itself when it is sampled, and not "
                 "when it is trained, so that what 'lora' learns there would be lost; choose method "

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ...imagic_core.changes import Difference, LowRank
 from ...imagic_core.edit import Sentence
-from ...imagic_core.finetune import Difference, LowRank
 from ...imagic_core.objective import Photographs
 from .changes import applied
 from .denoiser import HostDenoiser, to_device

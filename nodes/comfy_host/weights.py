@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...imagic_core.finetune import Difference, LowRank, choose_changes
+from ...imagic_core.changes import Difference, LowRank
+from ...imagic_core.finetune import choose_changes
 from ..errors import BadInputError
 from .sockets import Model
 
@@ -32,7 +33,7 @@ def weight_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     }
 
 
-def new_changes(model: Model, method: str, rank: int, alpha: float, seed: int) -> Changes:
+def new_changes(model: Model, method: str, rank: int, seed: int) -> Changes:
     """The untrained changes of the weights that ``method`` moves.
 
     Raises:
@@ -42,9 +43,7 @@ def new_changes(model: Model, method: str, rank: int, alpha: float, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     movable = layers(model)
     with torch.inference_mode(False):
-        changes = choose_changes(
-            method, movable, lambda layer: LowRank(layer, rank, alpha, generator)
-        )
+        changes = choose_changes(method, movable, lambda layer: LowRank(layer, rank, generator))
     for key, change in changes.items():
         layer, name = movable[key.rpartition(".")[0]], key.rpartition(".")[2]
         if isinstance(change, Difference) and is_quantised(layer, getattr(layer, name)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imagic_core.finetune import Difference, LowRank, add_product, is_product, matrix_shape
+from imagic_core.changes import Difference, LowRank, add_product, energies, is_product, matrix_shape
 
 LAYERS = {
     "matrix": (torch.nn.Linear(6, 8), (2, 3, 6)),
@@ -64,23 +64,51 @@ def test_pictures_may_lie_in_memory_in_any_order(layout) -> None:
         torch.testing.assert_close(y, changed(layer, up, down)(x), rtol=1e-4, atol=1e-4)
 
 
-def test_it_starts_at_nothing_and_counts_alpha_over_rank() -> None:
+@pytest.mark.parametrize("rank", [4, 16])
+def test_it_starts_at_nothing_and_leaves_lengths(rank: int) -> None:
     layer, shape = LAYERS["matrix"]
     layer, x = layer.float(), torch.randn(shape)
-    change = LowRank(layer, 4, 2.0, torch.Generator().manual_seed(0))
+    change = LowRank(layer, rank, torch.Generator().manual_seed(0))
     assert torch.equal(change(layer, x, layer(x)), layer(x))
-    assert change.up.std() > 0.1
-    again = LowRank(layer, 4, 2.0, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        torch.linalg.svdvals(change.up), torch.ones(min(rank, 8)), atol=1e-5, rtol=0
+    )
+    again = LowRank(layer, rank, torch.Generator().manual_seed(0))
     assert torch.equal(change.up, again.up)
-    torch.nn.init.ones_(change.down)
-    wanted = layer(x) + 0.5 * x @ change.down.T @ change.up.T
+    torch.nn.init.ones_(change.into)
+    wanted = layer(x) + x @ change.down.T @ change.up.T
     torch.testing.assert_close(change(layer, x, layer(x)), wanted)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layers_energies_are_those_of_its_patches(name: str) -> None:
+    """What the weight gives out for what it takes, but for where the kernel leaves the picture."""
+    layer, shape = LAYERS[name]
+    layer = layer.float()
+    x = torch.randn(
+        (*shape[:2], *[16 for _ in shape[2:]]) if hasattr(layer, "kernel_size") else shape
+    )
+    y = layer(x)
+    taken, made = energies(layer, x, y)
+    bias = layer.bias.view(-1, *[1] * (y.ndim - 2)) if y.ndim > 3 else layer.bias
+    if name == "one axis":
+        bias = layer.bias[:, None]
+    assert made.item() == pytest.approx((y - bias).square().sum().item(), rel=1e-4)
+    if hasattr(layer, "kernel_size"):
+        ones = torch.ones(1, *layer.weight.shape[1:])
+        args = layer.stride, layer.padding, layer.dilation
+        conv = getattr(torch.nn.functional, f"conv{x.ndim - 2}d")
+        group = x.square().unflatten(1, (layer.groups, -1)).flatten(0, 1)
+        expected = conv(group, ones, None, *args).sum().item()
+        assert taken.item() == pytest.approx(expected, rel=0.3)
+    else:
+        assert taken.item() == pytest.approx(x.square().sum().item(), rel=1e-4)
 
 
 def test_nothing_as_large_as_the_weight_is_made() -> None:
     """The weight and its like are the largest that there is here, by far."""
     layer = torch.nn.Linear(256, 256).requires_grad_(False)
-    change = LowRank(layer, 2, 2.0, torch.Generator().manual_seed(0))
+    change = LowRank(layer, 2, torch.Generator().manual_seed(0))
     made: list[int] = []
     own = layer.weight.untyped_storage().data_ptr()
 

@@ -11,8 +11,9 @@ import torch
 from core.losses import mean_loss
 from core.toy import ToyDenoiser, photograph, sentence
 from imagic_core import objective
+from imagic_core.changes import Difference
 from imagic_core.embedding import optimize_embedding
-from imagic_core.finetune import Difference, choose_changes, finetune_model
+from imagic_core.finetune import choose_changes, finetune_model
 from imagic_core.fit import Settings
 from imagic_core.interpolate import interpolate, project
 from imagic_core.objective import Embedding, draw
@@ -86,15 +87,21 @@ def test_stage_a_first_step_is_adam_on_equation_3() -> None:
         torch.testing.assert_close(moved[strong], -leaf.grad.sign()[strong], rtol=0, atol=0.02)
 
 
-def test_a_relative_rate_counts_in_units_of_what_it_moves() -> None:
-    """A tenth of the embedding, padded with zeros, takes steps of a tenth of the size."""
+def test_a_relative_rate_counts_in_units_of_each_token() -> None:
+    """Tokens of any size, the last ones zeros, take steps of the same share of themselves."""
     denoiser, x0, e_tgt = ToyDenoiser(), photograph(), sentence()
-    tenth = Embedding(torch.cat([e_tgt.tokens / 10, torch.zeros_like(e_tgt.tokens)], 1))
+    scale = torch.tensor([1.0, 0.1, 20.0] + [1.0] * (e_tgt.tokens.shape[1] - 3))[:, None]
+    mixed = Embedding(torch.cat([e_tgt.tokens * scale, torch.zeros_like(e_tgt.tokens)], 1))
     one = replace(SETTINGS, steps=1, relative=True)
-    e_opt, _ = optimize_embedding(denoiser, x0, tenth, one, ignore)
-    moved = (e_opt.tokens - tenth.tokens).abs().max().item()
-    size = e_tgt.tokens.square().mean().sqrt().item()
-    assert moved == pytest.approx(one.learning_rate * size / 10, rel=0.02)
+    e_opt, _ = optimize_embedding(denoiser, x0, mixed, one, ignore)
+    moved = (e_opt.tokens - mixed.tokens).abs().amax(-1)[0]
+    size = mixed.tokens.square().mean(-1).sqrt()[0]
+    there = size > 0
+    mean = mixed.tokens[mixed.tokens != 0].square().mean().sqrt()
+    torch.testing.assert_close(moved[there], one.learning_rate * size[there], rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        moved[~there], one.learning_rate * mean.expand(sum(~there)), rtol=0.02, atol=0
+    )
 
 
 class Watched(ToyDenoiser):
@@ -158,8 +165,7 @@ class Pulled(ToyDenoiser):
         self.gradients = []
 
     def predict(self, x_t, sigma, embedding):
-        if not self.calls:
-            embedding.tokens.register_hook(self.gradients.append)
+        embedding.tokens.register_hook(self.gradients.append)
         return super().predict(x_t, sigma, embedding)
 
 

@@ -70,7 +70,7 @@ def apart(a: np.ndarray, b: np.ndarray) -> int:
 
 @pytest.fixture(scope="module")
 def sheet(stocked: Server) -> Iterator[tuple[Prompt, Result, Client]]:
-    learn = {"steps": 3, "batch_size": 1, "learning_rate": 1e-2}
+    learn = {"steps": 3, "batch_size": 1, "learning_rate": 5e-2}
     with Client(stocked.url) as client:
         prompt = example(client, "imagic_eta_sheet", QUICK | {"ImagicFinetuneModel": learn})
         for node in nodes_of(prompt, "VAEDecode"):

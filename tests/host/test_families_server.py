@@ -20,7 +20,7 @@ from safetensors.torch import load
 from talk.api import Prompt, node
 from talk.client import Client, Result
 
-RATES = {"full": 1e-4, "lora": 2e-4}
+RATES = {"full": 2e-3, "lora": 1e-2}
 
 
 def photograph(folder: Path, family: kinds.Family) -> Path:

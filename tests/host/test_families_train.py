@@ -8,7 +8,7 @@ from families import kinds
 
 from host import given
 
-RATES = {"full": 1e-4, "lora": 2e-4}
+RATES = {"full": 2e-3, "lora": 1e-2}
 
 
 @pytest.fixture(scope="module")

@@ -202,7 +202,7 @@ def test_the_same_model_quantised_is_told_from_another(
             "'method' is '../../etc'; choose one of: lora",
         ),
         ("ImagicFinetuneModel", {"learning_rate": float("nan")}, "'learning_rate' is nan"),
-        ("ImagicFinetuneModel", {"alpha": float("inf")}, "'alpha' is inf"),
+        ("ImagicFinetuneModel", {"rank": float("inf")}, "'rank' is inf"),
         ("ImagicOptimizeEmbedding", {"steps": -1}, "'steps' is -1"),
         ("ImagicOptimizeEmbedding", {"steps": 10**400}, "'steps' is 1000"),
         ("ImagicOptimizeEmbedding", {"save_memory": None, "recipe": "own"}, "'recipe' is 'own'"),

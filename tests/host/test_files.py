@@ -98,7 +98,7 @@ def test_nothing_is_written_outside_the_hosts_folders(nodes, model, folders, tmp
     picture = [torch.rand(1, 32, 32, 3) for _ in range(3)]
     with WATCH.watching() as written:
         optimized, loss = nodes.optimize(model, target, latent, 1, 1e-2, 0)
-        _, lora, _ = nodes.finetune(model, optimized, latent, "lora", 1, 1e-3, 0, rank=1)
+        _, lora, _ = nodes.finetune(model, optimized, latent, "lora", 1, 4e-2, 0, rank=1)
         nodes.interpolate(target, optimized, 0.5)
         nodes.call("ImagicEtaSweep", target, optimized, 0.0, 1.0, 3)
         nodes.call("ImagicProjectConditioning", target, optimized, 1.0, 1.0)

@@ -37,7 +37,7 @@ def training_and_saving(checkpoint: str, photograph: str, name: str) -> Prompt:
             "ImagicFinetuneModel",
             optimized=["a", 0],
             method="lora",
-            learning_rate=1e-3,
+            learning_rate=4e-2,
             seed=8,
             **common,
         ),

@@ -52,7 +52,7 @@ def test_lora_is_handed_over_exactly(loaded, stage_a):
     _, model = loaded
     nodes, _, image, optimized = stage_a
     before, ended, handed_over = nodes.hand_off(
-        model, optimized, image, "lora", steps=10, rate=3e-3
+        model, optimized, image, "lora", steps=10, rate=0.03
     )
     assert ended < before * 0.99, "nothing was learned, so nothing is shown"
     assert handed_over == pytest.approx(ended, rel=2e-5)
@@ -61,7 +61,7 @@ def test_lora_is_handed_over_exactly(loaded, stage_a):
 def test_what_was_learned_can_be_turned_down(loaded, stage_a):
     _, model = loaded
     nodes, _, image, optimized = stage_a
-    tuned, lora, _ = nodes.finetune(model, optimized, image, "lora", 6, 3e-3, 0)
+    tuned, lora, _ = nodes.finetune(model, optimized, image, "lora", 6, 4e-2, 0)
     strength = nodes.nodes["ImagicFinetuneStrength"]
     (whole,) = strength.execute(model, lora, 1.0, 1.0, 1.0).result
     (none,) = strength.execute(model, lora, 0.0, 0.0, 0.0).result

@@ -52,7 +52,7 @@ def reference(unet, x0, embedding, parameters, rate, draws):
     for sigma, noise in draws:
         t = (levels[None] - sigma[:, None]).abs().argmin(1)
         x_t = scheduler.add_noise(x0.expand_as(noise), noise, t)
-        predicted = unet(x_t, t, embedding.expand(len(t), -1, -1)).sample
+        predicted = unet(x_t, t, embedding().expand(len(t), -1, -1)).sample
         loss = torch.nn.functional.mse_loss(predicted, noise)
         adam.zero_grad()
         loss.backward()
@@ -83,13 +83,17 @@ def test_stage_a_agrees_with_diffusers(nodes, model, unet, draws):
         model, target, latent, STEPS, RATE_A, SEED, batch_size=BATCH
     )
     unet.requires_grad_(False)
-    e = target[0][0].clone().requires_grad_()
-    rate = RATE_A * e.detach().square().mean().sqrt().item()
-    losses = reference(unet, latent["samples"].clone() * 0.18215, e, [e], rate, draws)
+    # Each token has a rate of its own, which counts in its size.
+    tokens = [token.clone().requires_grad_() for token in target[0][0][0]]
+    sizes = [token.detach().square().mean().sqrt().item() for token in tokens]
+    groups = [{"params": [t], "lr": RATE_A * size} for t, size in zip(tokens, sizes, strict=True)]
+    image = latent["samples"].clone() * 0.18215
+    losses = reference(unet, image, lambda: torch.stack(tokens)[None], groups, RATE_A, draws)
+    e = torch.stack(tokens)[None].detach()
 
     assert found_losses["loss"] == pytest.approx(losses, rel=1e-3)
     # Adam divides by the gradient's size, so the smallest gradients carry its rounding errors.
-    moved, expected = found[0][0] - target[0][0], (e - target[0][0]).detach()
+    moved, expected = found[0][0] - target[0][0], e - target[0][0]
     assert expected.abs().max() > 5 * RATE_A
     assert (moved - expected).norm() < 0.02 * expected.norm()
 
@@ -98,18 +102,23 @@ def test_stage_b_agrees_with_diffusers(nodes, model, unet, draws):
     import comfy.utils
 
     optimized, latent = given.conditioning(3), given.latent()
-    _, found, found_losses = nodes.finetune(
-        model, optimized, latent, "full", STEPS, RATE_B, SEED, batch_size=BATCH
+    found_losses, settings = (
+        [],
+        nodes.core.fit.Settings(STEPS, RATE_B, SEED, batch_size=BATCH, stratified=True, decay=True),
     )
+    _, found = nodes.finetune_by(
+        settings, "full", (model, optimized, latent), losses=found_losses,
+        at_end=lambda session: nodes.host.changes_to_lora(session.changes),
+    )  # fmt: skip
     unet.requires_grad_(True)
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
     before = {n: p.detach().clone() for n, p in unet.named_parameters()}
     e = optimized[0][0].clone()
     image = latent["samples"].clone() * 0.18215
-    losses = reference(unet, image, e, list(unet.parameters()), RATE_B, draws)
+    losses = reference(unet, image, lambda: e, list(unet.parameters()), RATE_B, draws)
 
     assert losses[-1] < losses[0]
-    assert found_losses["loss"] == pytest.approx(losses, rel=5e-3)
+    assert found_losses == pytest.approx(losses, rel=5e-3)
     wrong = expected = 0.0
     for name, parameter in unet.named_parameters():
         path, kind = names[name].rsplit(".", 1)

@@ -12,7 +12,7 @@ from locales import texts
 
 LANGUAGES = texts.LANGUAGES
 # As they are in every language.
-ALIKE = {"alpha", "clip", "eta", "lora"}
+ALIKE = {"clip", "eta", "lora"}
 NUMBER = r"[0-9]*\.?[0-9]+(?:e-\d+)?"
 KEPT = rf"\b(?:lora|attention|full|paper(?=:)|as set|auto|float32|imagic)\b|{NUMBER}"
 

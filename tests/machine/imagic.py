@@ -73,20 +73,22 @@ class Pack:
         wires: tuple[Any, Any, Any],
         *,
         rank: int = 16,
-        alpha: float = 16.0,
+        losses: list[float] | None = None,
         at_end: Callable[[Any], Any] = lambda session: None,
     ) -> tuple[Any, Any]:
         """Stage B by the core's settings, which the node's inputs say only in part.
 
         ``wires`` are the node's model, optimized and image. Returns MODEL, and what ``at_end``
-        found when the training had ended.
+        found when the training had ended; the loss of each step is put into ``losses``.
         """
         training, (model, optimized, image) = self.module.nodes.train, wires
 
         def stage(s: Any) -> Any:
-            self.core.finetune.finetune_model(
+            own = self.core.finetune.finetune_model(
                 s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step
             )
+            if losses is not None:
+                losses.extend(own)
             return self.host.changes_to_lora(s.changes), at_end(s)
 
         with torch.inference_mode():
@@ -94,7 +96,7 @@ class Pack:
                 training.read_wires(model, "optimized", optimized, image),
                 training.Run(settings, "auto", "auto"),
                 stage,
-                lambda: self.host.new_changes(model, method, rank, alpha, settings.seed),
+                lambda: self.host.new_changes(model, method, rank, settings.seed),
             )
             return self.host.apply_lora(model, lora), found
 
@@ -111,7 +113,7 @@ class Pack:
         """
         sentence = self.host.read_sentence("text", conditioning)
         photographs = self.host.read_photographs(model, latent)
-        changes = self.host.new_changes(model, method, 16, 16.0, 0) if method else {}
+        changes = self.host.new_changes(model, method, 16, 0) if method else {}
         with self.host.trainable(model, photographs, sentence, changes, **how) as (denoiser, on):
             yield Session(denoiser, on, sentence.embedding, changes)
 
@@ -235,6 +237,7 @@ class Pack:
         *,
         steps: int,
         rate: float | None = None,
+        relative: bool = True,
         batch_size: int = 4,
         draws: int = 8,
         predicts: str | None = "flow",
@@ -245,13 +248,14 @@ class Pack:
         afterwards, too. Without a rate all but steps and draws is the method's default.
         """
         before = self.sampled_loss(model, text, latent, draws, predicts)
-        settings = self.core.fit.Settings(steps, rate or 0.0, seed=0, batch_size=batch_size)
-        if rate is None:
-            own = self.core.finetune.METHODS[method]
-            settings = replace(own, steps=steps, batch_size=batch_size)
+        settings = replace(self.core.finetune.METHODS[method], steps=steps, batch_size=batch_size)
+        if rate is not None:
+            settings = self.core.fit.Settings(
+                steps, rate, seed=0, batch_size=batch_size, relative=relative
+            )
         tuned, ended = self.finetune_by(
             settings, method, (model, text, latent),
-            rank=8, alpha=4.0, at_end=lambda session: self.loss_in(session, draws),
+            rank=8, at_end=lambda session: self.loss_in(session, draws),
         )  # fmt: skip
         handed_over = self.sampled_loss(tuned, text, latent, draws, predicts)
         assert self.sampled_loss(model, text, latent, draws, predicts) == before

@@ -1,0 +1,137 @@
+"""What moves in stage B: changes of weights, in float32, which start at nothing.
+
+The difference of each weight (`full`, `attention`), or a product of two thin matrices beside each
+layer (`lora`).
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .relative import size_of
+
+
+class Difference(torch.nn.Module):
+    """W -> W + D, with D trained in float32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """Start at D = 0, in the shape of ``weight``."""
+        super().__init__()
+        self.difference = torch.nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))
+        self.size = size_of(weight)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """W + D in float32."""
+        return weight + self.difference
+
+
+class LowRank(torch.nn.Module):
+    """layer(x) -> layer(x) + up(down(x)), with both matrices trained in float32.
+
+    As if W had become W + up @ down, but W is not asked for: it may be of any number format, and
+    neither the changed weight nor a gradient in its size is ever made.
+
+    Attributes:
+        into, out: [r, in x kernel] and [r, out], the parameters: down, and up lying on its side.
+        passed: [2] while measuring: the energy of what the layer took, and of what it gave.
+    """
+
+    def __init__(self, layer: torch.nn.Module, rank: int, generator: torch.Generator) -> None:
+        """Start at down = 0, and at an up that leaves lengths as they are."""
+        super().__init__()
+        out, into = matrix_shape(layer)
+        start = torch.randn(max(out, rank), min(out, rank), generator=generator)
+        start = torch.linalg.qr(start)[0]
+        self.out = torch.nn.Parameter((start.mT if out >= rank else start).contiguous())
+        self.into = torch.nn.Parameter(torch.zeros(rank, into))
+        self.passed: Tensor | None = None
+
+    def measure(self) -> Tensor:
+        """From now on only look on; returns what is going to be ``passed``."""
+        self.passed = torch.zeros(2, device=self.out.device)
+        return self.passed
+
+    @property
+    def up(self) -> Tensor:
+        """[out, r]."""
+        return self.out.mT
+
+    @property
+    def down(self) -> Tensor:
+        """[r, in x kernel]."""
+        return self.into
+
+    def forward(self, layer: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """What becomes of y = layer(x)."""
+        if self.passed is not None:
+            self.passed += energies(layer, x, y).to(self.passed)
+            return y
+        return add_product(layer, x, y, self.up, self.down)
+
+
+def is_product(layer: Any) -> bool:
+    """Whether a layer is a matrix or a convolution, by what it tells of itself.
+
+    A host's layers of quantised weights are not PyTorch's own.
+    """
+    matrix = hasattr(layer, "in_features") and layer.weight.ndim == 2
+    return matrix or (hasattr(layer, "kernel_size") and not getattr(layer, "transposed", False))
+
+
+def matrix_shape(layer: Any) -> tuple[int, int]:
+    """(out, in x kernel) of a layer's weight, whatever form that is kept in."""
+    if hasattr(layer, "in_features"):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels // layer.groups * prod(layer.kernel_size)
+
+
+def add_product(layer: Any, x: Tensor, y: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Y + up(down(x)) beside y = layer(x), in y's number format; y is changed where no grad is.
+
+    Args:
+        layer: a matrix, or a convolution of any size, stride, padding and groups.
+        x: [..., in], or [B, in, ...] for a convolution.
+        y: what the layer made of it.
+        up: [out, r].
+        down: [r, in x kernel].
+    """
+    up, down = up.to(y), down.to(y)
+    if hasattr(layer, "in_features"):
+        thin = F.linear(x.to(y), down).reshape(-1, len(down))
+        whole, out = y.reshape(-1, len(up)), (thin, up.t())
+    else:
+        parts, rank = layer.groups, len(down)
+        kernel = down.unflatten(1, (-1, *layer.kernel_size))
+        thin = layer._conv_forward(x.to(y), torch.cat([kernel] * parts), None)
+        thin = thin.reshape(len(y) * parts, rank, -1)
+        each = up.unflatten(0, (parts, -1)).expand(len(y), parts, -1, rank)
+        whole, out = y.reshape(len(y) * parts, len(up) // parts, -1), (each.flatten(0, 1), thin)
+    add = torch.addmm if whole.ndim == 2 else torch.baddbmm
+    if torch.is_grad_enabled() or not y.is_contiguous():
+        return add(whole, *out).view_as(y)
+    add(whole, *out, out=whole)
+    return y
+
+
+def energies(layer: Any, x: Tensor, y: Tensor) -> Tensor:
+    """[2] sum of the squares of what a layer's weight takes, and of what it makes of that.
+
+    Args:
+        layer: a matrix or a convolution, which takes each place of x as often as its kernel and
+            its stride have it.
+        x: [..., in], or [B, in, ...] for a convolution.
+        y: layer(x).
+    """
+    bias = getattr(layer, "bias", None)
+    again = 1.0
+    if hasattr(layer, "kernel_size"):
+        again = prod(layer.kernel_size) / prod(layer.stride)
+        bias = None if bias is None else bias.view(-1, *[1] * len(layer.kernel_size))
+    made = y if bias is None else y - bias.to(y)
+    lengths = [torch.linalg.vector_norm(t, dtype=torch.float32) for t in (x, made)]
+    return torch.stack(lengths).square() * torch.tensor([again, 1.0], device=y.device)

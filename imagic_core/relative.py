@@ -1,0 +1,127 @@
+"""The steps of stage B, measured in the size of the layer that they change.
+
+A step of Adam moves each number by the learning rate. What that adds up to in a layer hangs on its
+width, on the rank, and on how large its weights are. Here the momentum of the gradient becomes a
+change of ``lr`` times the size of the layer: the same share of what any layer can give out,
+whatever its shape, its number format and the rank. This is Muon (Jordan, 2024) in the units of
+"Scalable Optimization in the Modular Norm" (Large et al., 2024); that the r directions of a
+low-rank change share one step between them was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MOMENTUM = 0.9
+
+_SWIFT = (3.4445, -4.7750, 2.0315)
+"""Coefficients of Newton and Schulz's iteration that bring small singular values up at once."""
+_EXACT = (1.875, -1.25, 0.375)
+"""Those that then bring them to one."""
+_ROUNDING = 1e-6
+"""A squared singular value below this share of the sum of all is but rounding."""
+
+
+class RelativeSteps(torch.optim.Optimizer):
+    """Turns momentum into changes of a known size, with one number of state a parameter.
+
+    Thin matrices [r, n] move in all their directions alike, and what counts is the root of the sum
+    of the squares. Of whole weights each number moves alike, which costs next to nothing, and what
+    counts is the largest singular value, since it grows with the width where the numbers do not.
+    """
+
+    def __init__(
+        self,
+        thin: Sequence[tuple[Tensor, float]],
+        whole: Sequence[tuple[Tensor, float]],
+        lr: float,
+    ) -> None:
+        """Take what is to be trained, float32 leaves, each with what its steps are measured in.
+
+        Args:
+            thin: matrices [r, n], with one r for all.
+            whole: weights [out, ...] and biases.
+            lr: size of a step, as a share of that.
+        """
+        groups = [
+            {"params": [p for p, _ in kind], "sizes": [size for _, size in kind], "thin": is_thin}
+            for kind, is_thin in ((thin, True), (whole, False))
+            if kind
+        ]
+        super().__init__(groups, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # no closure
+        """Change each tensor that has a gradient."""
+        for group in self.param_groups:
+            pairs = zip(group["params"], group["sizes"], strict=True)
+            moved = [(p, size) for p, size in pairs if p.grad is not None]
+            if not moved:
+                continue
+            for p, _ in moved:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            gradients = [p.grad for p, _ in moved]
+            momentum = [self.state[p]["momentum"] for p, _ in moved]
+            torch._foreach_lerp_(momentum, gradients, 1 - MOMENTUM)
+            # Nesterov's: where the momentum will have come to.
+            torch._foreach_lerp_(gradients, momentum, MOMENTUM)
+            turn = orthogonal if group["thin"] else signs
+            for (p, size), change in zip(moved, turn(gradients), strict=True):
+                share = len(p) ** -0.5 if group["thin"] else 1.0
+                p.sub_(change, alpha=group["lr"] * share * size)
+
+
+def signs(whole: Sequence[Tensor]) -> list[Tensor]:
+    """The signs of each weight, so that its largest singular value is one; of a vector as they are.
+
+    Args:
+        whole: weights [out, ...] or vectors, which are overwritten.
+    """
+    for weight in whole:
+        weight.sign_()
+        if weight.ndim > 1:
+            weight.mul_(1 / largest(weight.flatten(1)).clamp(min=1e-30))
+    return list(whole)
+
+
+def largest(matrix: Tensor, turns: int = 3) -> Tensor:
+    """The largest singular value of a matrix, from below, by power iteration."""
+    vector = torch.ones(matrix.shape[1], device=matrix.device)
+    # Of the signs of noise, the ones are as good a start as any; of a mean, they are the best.
+    for _ in range(turns):
+        vector = matrix.mT @ (matrix @ (vector / vector.norm().clamp(min=1e-30)))
+    return vector.norm().sqrt()
+
+
+def size_of(weight: Tensor) -> float:
+    """The largest singular value of a weight [out, ...], of a vector its root mean square.
+
+    1 for a weight of nothing.
+    """
+    exact = weight.detach().float()
+    size = largest(exact.flatten(1), turns=8) if exact.ndim > 1 else exact.square().mean().sqrt()
+    return size.item() or 1.0
+
+
+def orthogonal(thin: Sequence[Tensor]) -> list[Tensor]:
+    """The nearest matrices whose singular values are one, or nothing where there is but rounding.
+
+    Args:
+        thin: float32 matrices [r, n], with one r for all.
+    """
+    if not thin:
+        return []
+    grams = torch.stack([m @ m.mT for m in thin])
+    total = grams.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    one = torch.eye(grams.shape[-1], device=grams.device)
+    # A matrix of zeros stays one.
+    scale = torch.where(total > 0, total.rsqrt(), 0.0)
+    gram, turn = grams * scale**2 + _ROUNDING * one, one.expand_as(grams)
+    for a, b, c in 5 * [_SWIFT] + 3 * [_EXACT]:
+        factor = a * one + b * gram + c * gram @ gram
+        turn, gram = factor @ turn, factor @ gram @ factor
+    return [t @ m for t, m in zip(turn * scale, thin, strict=True)]
