@@ -66,8 +66,20 @@ def apply_lora(model: Model, lora: Lora, strength: float = 1.0) -> Model:
     name = f"{PREFIX}{uuid.uuid4()}"
     tuned.set_attachments(name, Carried(dict(lora), strength, differences))
     if matrices:
-        tuned.set_injections(name, [Bypass(matrices)])
+        tuned.set_injections(name, [Bypass(matrices, patched)])
     return tuned
+
+
+def patched(model: Model) -> Model:
+    """A clone of MODEL with all that lies beside its layers as the host's patches instead."""
+    clone = model.clone()
+    for name, one in carried(model).items():
+        clone.remove_attachments(name)
+        clone.remove_injections(name)
+        thin = {k: t for k, t in one.lora.items() if layer_of(k)[1] in (UP, DOWN, ALPHA)}
+        if thin:
+            clone = comfy.sd.load_lora_for_models(clone, None, thin, one.strength, 0)[0]
+    return clone
 
 
 def _exact(model: Model, differences: Lora) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -82,7 +83,9 @@ class _Watch(TorchDispatchMode):
                     if isinstance(tensor, Tensor):
                         for one in self.kept.pop(_storage(tensor), ()):
                             one.copy()
-        return func(*args, **kwargs)
+        # Else a tensor of another pack's class, such as GGUF's, makes all results of its class.
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
+from ...imagic_core.changes import Difference, LowRank
 from ...imagic_core.objective import Embedding
 from ..errors import BadInputError
+from .bypass import Product, call_layers, put_beside
 from .denoiser import HostDenoiser
 
 
@@ -51,11 +54,14 @@ def check_draws(denoiser: HostDenoiser, x0: Tensor, embedding: Embedding) -> Non
 
 
 def check_trains(
-    denoiser: HostDenoiser, x0: Tensor, embedding: Embedding, trained: Iterable[Tensor]
-) -> None:
+    denoiser: HostDenoiser, x0: Tensor, embedding: Embedding, trained: Sequence[Tensor]
+) -> list[bool]:
     """Pass a gradient through the model once, to the embedding and the ``trained`` leaves.
 
     Finds out whether the network changes in place what autograd keeps, and lets it.
+
+    Returns:
+        Which of the leaves it has reached.
 
     Raises:
         BadInputError: no gradient passes, or none reaches the embedding.
@@ -64,22 +70,23 @@ def check_trains(
         tensor.detach().clone().requires_grad_() for tensor in embedding.tensors()
     )
 
-    def reached() -> bool:
+    wanted = [*leaves.tensors(), *trained]
+
+    def pass_gradient() -> list[bool]:
         output = _predict(denoiser, x0, leaves)
         if not output.requires_grad:
-            return False
-        wanted = [*leaves.tensors(), *trained]
+            return [False] * len(wanted)
         gradients = torch.autograd.grad(output.float().sum(), wanted, allow_unused=True)
-        return any(gradient is not None for gradient in gradients[: len(leaves.tensors())])
+        return [gradient is not None for gradient in gradients]
 
     try:
         try:
-            reads_text = reached()
+            reached = pass_gradient()
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
             denoiser.changes_in_place = True
-            reads_text = reached()
+            reached = pass_gradient()
     except torch.OutOfMemoryError:
         raise
     except _REFUSALS as error:
@@ -88,12 +95,69 @@ def check_trains(
             f"Disconnect the nodes that change how it computes, between it and its loader. It "
             f"said: {error}"
         ) from error
-    if not reads_text:
+    if not any(reached[: -len(trained) or None]):
         raise BadInputError(
             f"{_described(denoiser)} takes nothing of the sentence that could be optimised: its "
             "prediction has no gradient by the text embedding. Connect a model that reads "
             "embeddings, not words."
         )
+    return reached[len(wanted) - len(trained) :]
+
+
+@contextmanager
+def watched(
+    model: torch.nn.Module, changes: Mapping[str, Difference | LowRank]
+) -> Iterator[set[str]]:
+    """See which layers with a low-rank change are called.
+
+    Args:
+        model: the host's.
+        changes: state dict key of a weight -> its change.
+
+    Yields:
+        Keys of those that were called.
+    """
+    called: set[str] = set()
+
+    def note(key: str) -> Product:
+        def product(_layer: torch.nn.Module, _x: Tensor, y: Tensor) -> Tensor:
+            called.add(key)
+            return y
+
+        return product
+
+    with ExitStack() as undo:
+        undo.callback(call_layers())
+        for key, change in changes.items():
+            if isinstance(change, LowRank):
+                undo.callback(put_beside(model.get_submodule(key.rpartition(".")[0]), note(key)))
+        yield called
+
+
+def check_sampled(
+    denoiser: HostDenoiser,
+    changes: Mapping[str, Difference | LowRank],
+    sampled: set[str],
+    trained: set[int],
+) -> None:
+    """See that sampling calls every layer with a low-rank change that training calls.
+
+    Args:
+        denoiser: the model.
+        changes: state dict key of a weight -> its change.
+        sampled: keys of the layers that sampling calls.
+        trained: ``id`` of the leaves that a gradient reaches.
+
+    Raises:
+        BadInputError: it does not; what is learned there would never be seen.
+    """
+    for key, change in changes.items():
+        if isinstance(change, LowRank) and id(change.into) in trained and key not in sampled:
+            raise BadInputError(
+                f"{_described(denoiser)} computes with {key} by itself when it is sampled, and not "
+                "when it is trained, so that what 'lora' learns there would be lost; choose method "
+                "'attention' or 'full', or load the model in float32, float16 or bfloat16."
+            )
 
 
 def _predict(denoiser: HostDenoiser, x0: Tensor, embedding: Embedding) -> Tensor:

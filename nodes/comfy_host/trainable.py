@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import compress
 from typing import Any
 
 import comfy.model_management
@@ -17,7 +18,7 @@ from ...imagic_core.objective import Photographs
 from .changes import applied
 from .denoiser import HostDenoiser, to_device
 from .kernels import differentiable_kernels, differentiable_options
-from .probe import check_draws, check_trains
+from .probe import check_draws, check_sampled, check_trains, watched
 from .recompute import recomputed
 from .sockets import Model
 
@@ -68,7 +69,8 @@ def trainable(
         dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
         denoiser = HostDenoiser(patcher, photographs.x0, sentence.options, dtype)
         first = photographs.x0[:1], to_device(sentence.embedding, patcher.load_device)
-        check_draws(denoiser, *first)
+        with watched(patcher.model, changes or {}) as sampled:
+            check_draws(denoiser, *first)
         undo.enter_context(differentiable_kernels())
         denoiser.transformer_options |= differentiable_options()
         if recompute:
@@ -76,7 +78,9 @@ def trainable(
         if changes:
             undo.enter_context(applied(patcher, changes))
         leaves = [p for change in (changes or {}).values() for p in change.parameters()]
-        check_trains(denoiser, *first, [leaf for leaf in leaves if leaf.requires_grad])
+        leaves = [leaf for leaf in leaves if leaf.requires_grad]
+        reached = check_trains(denoiser, *first, leaves)
+        check_sampled(denoiser, changes or {}, sampled, {id(p) for p in compress(leaves, reached)})
         yield denoiser, photographs
 
 

@@ -135,12 +135,19 @@ class Family:
         if not self.sizes and not self.inner:
             yield
             return
-        config = model_detection.model_config_from_unet(self.sketch(), "")
-        config.unet_config.update(self.sizes)
+        detect, sketch = model_detection.model_config_from_unet, self.sketch()
+
+        def detect_small(weights: Sketch, *_: Any, **__: Any) -> Any:
+            # By these the host knows how a file is quantised.
+            marks = {k: v for k, v in weights.items() if k.endswith(("comfy_quant", "scaled_fp8"))}
+            if "scaled_fp8" in marks:  # which older hosts take out
+                del weights["scaled_fp8"]
+            config = detect(sketch | marks, "")
+            config.unet_config.update(self.sizes)
+            return config
+
         with ExitStack() as undo:
-            taken = mock.patch.object(
-                model_detection, "model_config_from_unet", lambda *_, **__: config
-            )
+            taken = mock.patch.object(model_detection, "model_config_from_unet", detect_small)
             undo.enter_context(taken)
             for name, arguments in self.inner.items():
                 original = pkgutil.resolve_name(name)

@@ -205,6 +205,25 @@ NEWER: dict[str, Family] = {
             },
         ),
         _family(
+            "hidream_o1", "HiDream-O1", "HiDreamO1", "FLOW",
+            lambda: {
+                "t_embedder1.mlp.0.weight": _shape(1),
+                "x_embedder.proj1.weight": _shape(1),
+            },
+            3, downscale=1, size=(64, 64), context_width=1,
+            sizes={
+                "text_config_overrides": {
+                    "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2,
+                    "num_attention_heads": 1, "num_key_value_heads": 1,
+                },
+                "vision_config_overrides": {
+                    "hidden_size": 64, "num_heads": 1, "intermediate_size": 64, "depth": 1,
+                },
+            },
+            # It reads words, of which the last stands for the noise level.
+            entries={"text_input_ids": torch.tensor([[*range(100, 115), 151673]])},
+        ),
+        _family(
             "cosmos_predict2", "Cosmos Predict2", "CosmosT2IPredict2", "FLOW_COSMOS",
             lambda: {
                 "blocks.0.mlp.layer1.weight": _shape(1),

@@ -119,6 +119,26 @@ def test_a_function_that_no_gradient_passes_is_named(nodes, small):
         nodes.optimize(model, target, image, 1, 1e-2, 0)
 
 
+def test_a_layer_that_sampling_passes_by_is_named(nodes, small, monkeypatch):
+    """What a host folds into a kernel of its own is called in training alone."""
+    model, target, image = small
+    mlp = model.model.diffusion_model.joint_blocks[0].x_block.mlp
+    called = mlp.fc2.forward
+
+    def passed_by(x):
+        layer, x = mlp.fc2, mlp.act(mlp.fc1(x))
+        if torch.is_grad_enabled():
+            return layer(x)
+        return torch.nn.functional.linear(x, layer.weight, layer.bias)
+
+    monkeypatch.setattr(mlp, "forward", passed_by)
+    message = r"^Imagic Fine-tune Model: 'model', a SD3, computes with \S+x_block.mlp.fc2.weight by"
+    with pytest.raises(ValueError, match=message):
+        nodes.finetune(model, target, image, "lora", 1, 1e-4, 0)
+    nodes.finetune(model, target, image, "full", 1, 1e-6, 0)
+    assert mlp.fc2.forward == called
+
+
 def test_text_of_every_encoder_is_learned_and_interpolated(nodes, family):
     model, target, image = family("hunyuan_dit")
     optimized, _ = nodes.optimize(model, target, image, 3, 2e-2, 0)
@@ -219,6 +239,12 @@ def test_a_model_of_few_steps_is_warned_of(nodes, model, caplog):
 def test_a_model_that_reads_a_whole_sampling_is_refused(nodes, family):
     model, target, image = family("hunyuan_image_distilled")
     with pytest.raises(ValueError, match="'model', a HunyuanImage21, reads all steps.*connect"):
+        nodes.optimize(model, target, image, 1, 1e-2, 0)
+
+
+def test_a_model_that_reads_words_instead_of_embeddings_is_refused(nodes, family):
+    model, target, image = family("hidream_o1")
+    with pytest.raises(ValueError, match="'model', a HiDreamO1, takes nothing of the sentence"):
         nodes.optimize(model, target, image, 1, 1e-2, 0)
 
 

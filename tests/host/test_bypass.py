@@ -7,6 +7,7 @@ import gc
 import pytest
 import torch
 from machine import imagic
+from safetensors.torch import save_file
 
 from host import given
 
@@ -66,6 +67,67 @@ def test_what_it_gives_is_what_patched_weights_give(nodes, model, tuned, losses)
     with torch.inference_mode():
         patched = comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0)[0]
     assert nodes.sampled_loss(patched, text, image, 2) == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.fixture
+def loras(tmp_path, monkeypatch):
+    """A folder of the host's LoRA loader."""
+    import folder_paths
+
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"})
+    )
+    return tmp_path
+
+
+def test_a_lora_that_is_loaded_after_training_counts_beside_what_was_learned(
+    nodes, model, tuned, losses, loras
+):
+    import comfy.sd
+
+    found, lora, text, image = tuned
+    generator = torch.Generator().manual_seed(5)
+    other = {
+        key: torch.randn(tensor.shape, generator=generator) / 30
+        for key, tensor in lora.items()
+        if not key.endswith("alpha")
+    }
+    save_file(other, loras / "other.safetensors")
+
+    def loaded(one, strength=1.0):
+        return nodes.call("LoraLoaderModelOnly", one, "other.safetensors", strength)[0]
+
+    def loss(one):
+        return nodes.sampled_loss(one, text, image, 2)
+
+    after, before = loaded(found), nodes.host.apply_lora(loaded(model), lora)
+    both = loss(after)
+    assert both == pytest.approx(loss(before), rel=1e-5)
+    for alone in (losses[1], loss(loaded(model))):
+        assert both != pytest.approx(alone, rel=1e-2)
+    # In one matrix after the other, by the host alone.
+    with torch.inference_mode():
+        expected = loaded(comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0)[0])
+    assert both == pytest.approx(loss(expected), rel=1e-5)
+    assert loss(loaded(after, -1.0)) == pytest.approx(losses[1], rel=1e-4)
+    assert loss(found) == losses[1]
+
+
+def test_a_saved_checkpoint_has_what_was_learned(nodes, model, tuned, losses, tmp_path):
+    import comfy.sd
+
+    found, _, text, image = tuned
+    file = tmp_path / "saved.safetensors"
+    with torch.inference_mode():
+        comfy.sd.save_checkpoint(str(file), found)
+        plain = tmp_path / "plain.safetensors"
+        comfy.sd.save_checkpoint(str(plain), model)
+    for path, expected in ((file, losses[1]), (plain, losses[0])):
+        saved = comfy.sd.load_diffusion_model(str(path))
+        assert nodes.sampled_loss(saved, text, image, 2) == pytest.approx(expected, rel=1e-5)
+    assert nodes.sampled_loss(found, text, image, 2) == losses[1]
+    assert nodes.sampled_loss(model, text, image, 2) == losses[0]
+    assert "state_dict_for_saving" not in vars(model.model)
 
 
 def test_a_fine_tuned_model_can_be_trained_further(nodes, model, tuned, losses):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from families import kinds
-from machine.environment import REPOSITORY
 
 from host import given
 
@@ -73,13 +72,3 @@ def test_recomputing_blocks_gives_the_same_gradient(loaded, stage_a):
     _, model = loaded
     nodes, target, image, _ = stage_a
     given.assert_recomputing_changes_nothing(nodes, model, target, image)
-
-
-def test_readme_names_the_models_that_these_tests_train() -> None:
-    rows = "\n".join(
-        f"| {family.title} | {family.predicts} "
-        f"| {'tokens and pooled vector' if family.uses_pooled else 'tokens'} |"
-        for family in kinds.FAMILIES.values()
-    )
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert f"| model | predicts | learned of the text |\n| --- | --- | --- |\n{rows}\n" in readme

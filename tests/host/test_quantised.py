@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from families import kinds, quantised
@@ -19,27 +14,13 @@ GGUF = "gguf"
 def loaded(request, comfy, comfyui_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     if request.param == GGUF:
-        return quantised.load_gguf("sd3", gguf_pack(comfyui_folder), folder)
-    if request.param in quantised.LAYOUTS:
-        import comfy.quant_ops
-
-        if not hasattr(comfy.quant_ops, "get_layout_class"):
-            pytest.skip(f"this ComfyUI does not know {request.param}")
+        gguf = quantised.gguf_pack(comfyui_folder)
+        if gguf is None:
+            pytest.skip("no ComfyUI-GGUF; set COMFYUI_GGUF to where it lies")
+        return quantised.load_gguf("sd3", gguf, folder)
+    if request.param in quantised.LAYOUTS and not quantised.are_known():
+        pytest.skip(f"this ComfyUI does not know {request.param}")
     return quantised.load("sd3", request.param, folder)
-
-
-def gguf_pack(comfyui: Path):
-    """The pack that loads GGUF files, from where COMFYUI_GGUF says or among the custom nodes."""
-    folder = Path(os.environ.get("COMFYUI_GGUF", comfyui / "custom_nodes" / "ComfyUI-GGUF"))
-    if not (folder / "nodes.py").is_file():
-        pytest.skip("no ComfyUI-GGUF; set COMFYUI_GGUF to where it lies")
-    pytest.importorskip("gguf")
-    spec = importlib.util.spec_from_file_location("comfyui_gguf", folder / "__init__.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["comfyui_gguf"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +89,31 @@ def test_recomputed_blocks_give_the_same_embedding(loaded, stage_a):
         for how in ("off", "on")
     )
     assert torch.allclose(torch.tensor(kept), torch.tensor(again), rtol=1e-5)
+
+
+def test_layers_into_which_newer_hosts_fold_an_activation_count(
+    nodes, comfyui_folder, tmp_path_factory
+):
+    """The host passes their int8 weights by itself, and never calls them."""
+    import comfy.ops
+
+    if not hasattr(comfy.ops, "linear_input_act"):
+        pytest.skip("this ComfyUI folds no activation into a layer")
+    family, model = quantised.load("wan21", "int8_tensorwise", tmp_path_factory.mktemp("wan"))
+    text, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)
+    folded, generator = "diffusion_model.blocks.0.ffn.2", torch.Generator().manual_seed(0)
+    width, inner = model.model.get_submodule(folded).weight.shape
+    lora = {
+        f"{folded}.lora_up.weight": torch.randn(width, 4, generator=generator) / 2,
+        f"{folded}.lora_down.weight": torch.randn(4, inner, generator=generator) / inner**0.5,
+    }
+    own = comfy.ops.linear_input_act
+    tuned, other = (nodes.host.apply_lora(model, lora, share) for share in (1.0, -0.5))
+    plain, changed, less = (
+        nodes.sampled_loss(one, text, image, 2) for one in (model, tuned, other)
+    )
+    assert abs(changed - plain) > 1e-2 * plain and abs(less - changed) > 1e-2 * plain
+    # Training calls the layer, so sampling has to give what training sees.
+    assert nodes.loss(tuned, text, image, 2) == pytest.approx(changed, rel=1e-4)
+    assert nodes.sampled_loss(model, text, image, 2) == plain
+    assert comfy.ops.linear_input_act is own

@@ -118,3 +118,24 @@ def test_blocks_get_their_own_forward_back(pack):
         assert network.blocks[0].forward is not own
     assert vars(network.blocks[0])["forward"] is own
     assert "forward" not in vars(network.blocks[1])
+
+
+class _Packed(torch.Tensor):
+    """As GGUF's: made of more than a tensor, and asked for the plain one by `torch.Tensor`."""
+
+    def __new__(cls, data, *, kind):
+        return super().__new__(cls, data)
+
+    def __init__(self, data, *, kind):
+        super().__init__()
+        self.kind = kind
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_tensors_of_a_class_of_their_own_become_plain_as_elsewhere(pack, requires_grad):
+    packed = _Packed(torch.ones(2, 2), kind="Q8_0")
+    x = torch.ones(2, requires_grad=requires_grad)
+    with pack.nodes.comfy_host.in_place.copied_before_change():
+        plain = torch.Tensor(packed * 2)
+        assert type(plain) is torch.Tensor
+        assert (plain @ x).tolist() == [4.0, 4.0]

@@ -6,7 +6,7 @@ import atexit
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,7 @@ class Pack:
         method: str,
         *,
         steps: int,
-        rate: float,
+        rate: float | None = None,
         relative: bool = True,
         batch_size: int = 4,
         draws: int = 8,
@@ -249,12 +249,14 @@ class Pack:
         """The loss before, at the end of fine-tuning, and of the returned MODEL.
 
         The first and the last are `sampled_loss`; the model that came in must have the first
-        afterwards, too.
+        afterwards, too. Without a rate all but steps and draws is the method's default.
         """
         before = self.sampled_loss(model, text, latent, draws, predicts)
-        settings = self.core.fit.Settings(
-            steps, rate, seed=0, batch_size=batch_size, relative=relative
-        )
+        settings = replace(self.core.finetune.METHODS[method], steps=steps, batch_size=batch_size)
+        if rate is not None:
+            settings = self.core.fit.Settings(
+                steps, rate, seed=0, batch_size=batch_size, relative=relative
+            )
         tuned, ended = self.finetune_by(
             settings, method, (model, text, latent),
             rank=8, at_end=lambda session: self.loss_in(session, draws),
