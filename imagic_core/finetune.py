@@ -28,7 +28,7 @@ _SHORT = Settings(
 )
 METHODS = {
     "lora": _SHORT,
-    "attention": replace(_SHORT, learning_rate=5e-3),
+    "attention": replace(_SHORT, learning_rate=1e-2),
     "full": replace(_SHORT, learning_rate=3e-3),
 }
 """Which weights can move, and the settings that each starts from."""

@@ -34,12 +34,12 @@ class ImagicInterpolateConditioning(io.ComfyNode):
                 io.Conditioning.Input("optimized", tooltip="From Imagic Optimize Embedding."),
                 io.Float.Input(
                     "eta",
-                    default=0.7,
+                    default=0.9,
                     min=-1.0,
                     max=2.0,
                     step=0.01,
-                    tooltip="0 reconstructs your photograph, 1 follows the sentence alone; 0.6 to "
-                    "0.8 is usually best. Too little happens: raise it. The picture is lost: "
+                    tooltip="0 reconstructs your photograph, 1 follows the sentence alone; 0.8 to "
+                    "1 is usually best. Too little happens: raise it. The picture is lost: "
                     "lower it.",
                 ),
             ],
