@@ -10,7 +10,7 @@ low-rank change share one step between them was measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class RelativeSteps(torch.optim.Optimizer):
                 p.sub_(change, alpha=group["lr"] * share * size)
 
 
-def signs(whole: Sequence[Tensor]) -> list[Tensor]:
+def signs(whole: Sequence[Tensor]) -> Iterator[Tensor]:
     """The signs of each weight, so that its largest singular value is one; of a vector as they are.
 
     Args:
@@ -85,7 +85,7 @@ def signs(whole: Sequence[Tensor]) -> list[Tensor]:
         weight.sign_()
         if weight.ndim > 1:
             weight.mul_(1 / largest(weight.flatten(1)).clamp(min=1e-30))
-    return list(whole)
+        yield weight
 
 
 def largest(matrix: Tensor, turns: int = 3) -> Tensor:
@@ -107,14 +107,12 @@ def size_of(weight: Tensor) -> float:
     return size.item() or 1.0
 
 
-def orthogonal(thin: Sequence[Tensor]) -> list[Tensor]:
+def orthogonal(thin: Sequence[Tensor]) -> Iterator[Tensor]:
     """The nearest matrices whose singular values are one, or nothing where there is but rounding.
 
     Args:
         thin: float32 matrices [r, n], with one r for all.
     """
-    if not thin:
-        return []
     grams = torch.stack([m @ m.mT for m in thin])
     total = grams.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
     one = torch.eye(grams.shape[-1], device=grams.device)
@@ -124,4 +122,5 @@ def orthogonal(thin: Sequence[Tensor]) -> list[Tensor]:
     for a, b, c in 5 * [_SWIFT] + 3 * [_EXACT]:
         factor = a * one + b * gram + c * gram @ gram
         turn, gram = factor @ turn, factor @ gram @ factor
-    return [t @ m for t, m in zip(turn * scale, thin, strict=True)]
+    # One after the other: all of them at once would be as large as what is trained.
+    return (t @ m for t, m in zip(turn * scale, thin, strict=True))

@@ -5,7 +5,7 @@
 The networks of ComfyUI 0.33.0 or newer without their numbers (PyTorch's meta device), in bfloat16,
 at the size that each works at, one picture. Counted is what autograd keeps for the backward pass of
 all blocks at once, or with save_memory of one block, and what goes into each. Beside it lie the
-weights, and four float32 numbers for each that a LoRA of rank 16 learns. Not counted are the text
+weights, and three float32 numbers for each that a LoRA of rank 16 learns. Not counted are the text
 encoder and the VAE, which are unloaded, and what PyTorch, the kernels and other programs take.
 
 A pass costs the multiplications and additions of matrices, convolutions and attention. Both stages
@@ -210,7 +210,7 @@ def measured(kind: type, config: Inputs, asked: Inputs) -> dict[str, float]:
     learned = sum(RANK * (w.shape[0] + w[0].numel()) for w in weights)
     return {
         "weights": sum(p.numel() for p in network.parameters()) * 2 / GB,
-        "learned": learned * 16 / GB,
+        "learned": learned * 12 / GB,
         "kept": (outside + sum(kept.bytes.values())) / GB,
         "kept with save_memory": (outside + kept.inputs + max(kept.bytes.values())) / GB,
         "PFLOP": 2 * forth * (draws(embedding.DEFAULT) + draws(finetune.METHODS["lora"])),
