@@ -14,7 +14,7 @@ from .objective import Denoiser, Embedding, Photographs
 
 DEFAULT = Settings(
     steps=40,  # of several draws each: a sixth of the paper's
-    learning_rate=2e-2,  # below it no eta brings edits of place
+    learning_rate=6e-2,  # at a third of it, some edits of place come at no eta
     seed=0,
     batch_size=4,
     stratified=True,  # lowers the variance of the gradient by a quarter
@@ -23,7 +23,7 @@ DEFAULT = Settings(
 )
 """Ours: the same place in fewer steps."""
 
-FAST = replace(DEFAULT, steps=30, learning_rate=4e-2, batch_size=2)
+FAST = replace(DEFAULT, steps=30, batch_size=2)
 """For a first look."""
 
 PAPER = Settings(steps=1000, learning_rate=2e-3, seed=0)

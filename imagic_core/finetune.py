@@ -19,7 +19,7 @@ from .relative import RelativeSteps
 
 _SHORT = Settings(
     steps=60,  # of several draws each: a sixth of the paper's
-    learning_rate=3e-2,
+    learning_rate=6e-2,
     seed=0,
     batch_size=4,
     stratified=True,  # lowers the variance of the gradient by a quarter
@@ -33,7 +33,7 @@ METHODS = {
 }
 """Which weights can move, and the settings that each starts from."""
 
-FAST, FAST_METHOD = replace(_SHORT, steps=30, learning_rate=5e-2, batch_size=2), "lora"
+FAST, FAST_METHOD = replace(_SHORT, steps=30, learning_rate=9e-2, batch_size=2), "lora"
 """For a first look: with stage A's, a twentieth of the paper's draws."""
 
 PAPER, PAPER_METHOD = Settings(steps=1500, learning_rate=5e-7, seed=0), "full"

@@ -50,12 +50,12 @@ class Studio:
         self.target, self.negative, self.another = map(self.text, (TARGET, "", ANOTHER))
         common = {"model": self.loaded, "image": self.latent, "seed": 0}
         stage = self.add(
-            "ImagicOptimizeEmbedding", target=self.target, steps=40, learning_rate=2e-2, **common
+            "ImagicOptimizeEmbedding", target=self.target, steps=40, learning_rate=6e-2, **common
         )
         self.optimized: Wire = [stage, 0]
         stage = self.add(
             "ImagicFinetuneModel", optimized=self.optimized, method="lora", steps=60,
-            learning_rate=3e-2, **common,
+            learning_rate=6e-2, **common,
         )  # fmt: skip
         self.tuned, self.lora = ([stage, i] for i in range(2))
 
