@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import re
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -75,7 +76,7 @@ class _Digest:
             self._say("seen", known[0])
             return
         self.seen[id(value)] = (len(self.seen), value)
-        self._say(type(value).__module__, type(value).__qualname__)
+        self._say(*_named(type(value)))
         if isinstance(value, Model):
             self._model(value)
         elif isinstance(value, Tensor):
@@ -155,19 +156,24 @@ def _others(named: Mapping[str, Any]) -> dict[str, Any]:
     return {name: one for name, one in named.items() if not str(name).startswith(PREFIX)}
 
 
+def _named(value: Any) -> tuple[str, str]:
+    """Module and name of a class or function, wherever its pack lies: the host names it by path."""
+    return re.split(r"[./\\]", str(value.__module__))[-1], value.__qualname__
+
+
 def _parts(value: Any) -> Iterable[Any]:
     """What makes up a function or an object, beside its type."""
     match value:
         case type() | types.BuiltinFunctionType():
-            return value.__module__, value.__qualname__
+            return _named(value)
         case types.ModuleType():
-            return (value.__name__,)
+            return (value.__name__.rpartition(".")[2],)
         case types.MethodType():
             return value.__func__, value.__self__
         case types.FunctionType():
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
             code, defaults = value.__code__, (value.__defaults__, value.__kwdefaults__)
-            return value.__module__, value.__qualname__, code, *defaults, *cells
+            return *_named(value), code, *defaults, *cells
         case types.CodeType():
             return value.co_code, value.co_consts, value.co_names
         case functools.partial():
