@@ -7,7 +7,7 @@ what was kept is copied right before it is changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -83,8 +83,8 @@ class _Watch(TorchDispatchMode):
                     if isinstance(tensor, Tensor):
                         for one in self.kept.pop(_storage(tensor), ()):
                             one.copy()
-        # Else a tensor of another pack's class, such as GGUF's, makes all results of its class.
-        with torch._C.DisableTorchFunctionSubclass():
+        # A tensor of a class that only calls itself otherwise, as GGUF's, makes all results of it.
+        with nullcontext() if types else torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
 
