@@ -16,7 +16,7 @@ from host import given
 
 def lora_of(nodes, model, seed: int, method: str = "lora") -> dict[str, torch.Tensor]:
     """As if it had been trained."""
-    lora = nodes.host.changes_to_lora(nodes.host.new_changes(model, method, 4, 4.0, seed))
+    lora = nodes.host.changes_to_lora(nodes.host.new_changes(model, method, 4, seed))
     generator = torch.Generator().manual_seed(seed)
     return {
         key: tensor if key.endswith((".alpha", "lora_up.weight"))
