@@ -137,7 +137,7 @@ def upscale(studio: Studio) -> Image.Image:
 
     The miniature has seen one size only, and soon draws a second animal into a larger picture.
     """
-    smaller = {"ImageScaleBy": {"scale_by": 0.375}}
+    smaller = {"ImageScaleBy": {"scale_by": 0.28125}}
     prompt = studio.prompt("imagic_upscale", [TARGET], smaller)
     prompt[nodes_of(prompt, "KSampler")[1]]["inputs"]["denoise"] = 0.08
     pictures = studio.run(prompt, "SaveImage")
@@ -158,24 +158,24 @@ def cascade(studio: Studio) -> Image.Image:
 
 
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
-    "imagic_edit": lambda s: s.beside("imagic_edit", "eta 0.7"),
-    "imagic_app": lambda s: s.beside("imagic_app", "eta 0.7"),
+    "imagic_edit": lambda s: s.beside("imagic_edit", "eta 0.9"),
+    "imagic_app": lambda s: s.beside("imagic_app", "eta 0.9"),
     "imagic_inversion": lambda s: s.beside("imagic_inversion", "eta 1.1"),
     GUIDE: choosing_eta,
     "imagic_eta_sheet": eta_sheet,
     "imagic_find_eta": find_eta,
     "imagic_choose_eta": choose_eta,
     "imagic_upscale": upscale,
-    "imagic_sdxl": lambda s: s.beside("imagic_sdxl", "eta 0.7"),
+    "imagic_sdxl": lambda s: s.beside("imagic_sdxl", "eta 0.9"),
     "imagic_cascade": cascade,
     # The edit that the sheet has saved.
     "imagic_reuse": lambda s: s.beside(
-        "imagic_reuse", "eta 0.7, nothing trained", texts=(ANOTHER,)
+        "imagic_reuse", "eta 0.9, nothing trained", texts=(ANOTHER,)
     ),
     # With the miniature in it, which has a cfg and no guidance of Flux's, and draws another dog in
     # the fewer steps that are enough for Flux.
     "imagic_flux": lambda s: s.beside(
-        "imagic_flux", "eta 0.7", KSampler={"steps": 30, "scheduler": "normal"}
+        "imagic_flux", "eta 0.9", KSampler={"steps": 30, "scheduler": "normal"}
     ),
     "baseline_sdedit": lambda s: s.beside("baseline_sdedit", "SDEdit, denoise 0.6"),
     "baseline_ddib": lambda s: s.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET)),
