@@ -90,11 +90,12 @@ def signs(whole: Sequence[Tensor]) -> Iterator[Tensor]:
 
 def largest(matrix: Tensor, turns: int = 3) -> Tensor:
     """The largest singular value of a matrix, from below, by power iteration."""
-    vector = torch.ones(matrix.shape[1], device=matrix.device)
-    # Of the signs of noise, the ones are as good a start as any; of a mean, they are the best.
+    # A row is never at right angles to all rows, as any other start may be.
+    vector = matrix[0]
     for _ in range(turns):
         vector = matrix.mT @ (matrix @ (vector / vector.norm().clamp(min=1e-30)))
-    return vector.norm().sqrt()
+    # No matrix has less than if all its singular values were alike.
+    return torch.maximum(vector.norm().sqrt(), matrix.norm() / min(matrix.shape) ** 0.5)
 
 
 def size_of(weight: Tensor) -> float:

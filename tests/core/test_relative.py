@@ -47,6 +47,14 @@ def test_the_signs_of_a_weight_are_as_large_as_one(shape) -> None:
     assert 1.0 <= size < 1.3  # power iteration comes from below
 
 
+def test_signs_that_cancel_along_each_row_are_no_larger() -> None:
+    """Nothing that the power iteration starts from may lie at right angles to all of them."""
+    weight = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [2.0, -2.0]])
+    for rows in (weight, torch.cat([torch.zeros(1, 2), weight])):
+        (found,) = signs([rows.clone()])
+        assert torch.linalg.svdvals(found)[0].item() <= 1.5
+
+
 @pytest.mark.parametrize("shape", [(320, 320), (64, 16, 3, 3)])
 def test_the_size_of_a_weight_is_its_largest_singular_value(shape) -> None:
     weight = noise(*shape)
