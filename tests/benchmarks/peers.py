@@ -29,6 +29,7 @@ if __name__ == "__main__":
     in_host()
 
 import torch
+from families import diffusers_unet
 from families.tiny import build_tiny
 from machine import imagic
 
@@ -81,22 +82,9 @@ class Bench:
 
     def peer(self, method: str) -> Step:
         """Diffusers' network and scheduler, and PyTorch's Adam."""
-        import comfy.utils
-        from diffusers import DDIMScheduler, UNet2DConditionModel
+        from diffusers import DDIMScheduler
 
-        names = comfy.utils.unet_to_diffusers(self.model.model.model_config.unet_config)
-        network: Any = UNet2DConditionModel(
-            block_out_channels=(320, 320),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=8,
-            cross_attention_dim=768,
-        )
-        ours = self.network.state_dict()
-        network.load_state_dict(
-            {name: ours[names[name]].clone() for name in network.state_dict() if name in names}
-        )
+        network = diffusers_unet.of(self.model)
         network.to(self.device).requires_grad_(method != "embedding")
         scheduler: Any = DDIMScheduler(num_train_timesteps=1000, beta_schedule="scaled_linear")
         image = self.latent.to(self.device)

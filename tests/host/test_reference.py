@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import diffusers_unet
 
 from host import given
 
@@ -19,23 +20,7 @@ RATE_A, RATE_B = 1e-2, 1e-4
 @pytest.fixture(scope="module")
 def unet(model):
     """Diffusers' network with the weights of the loaded checkpoint."""
-    import comfy.utils
-    from diffusers import UNet2DConditionModel
-
-    config = model.model.model_config.unet_config
-    names = comfy.utils.unet_to_diffusers(config)
-    network = UNet2DConditionModel(
-        block_out_channels=(320, 320),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        cross_attention_dim=768,
-    )
-    ours = model.model.diffusion_model.state_dict()
-    converted = {name: ours[names[name]].clone() for name in network.state_dict() if name in names}
-    network.load_state_dict(converted)
-    return network.eval()
+    return diffusers_unet.of(model).eval()
 
 
 def reference(unet, x0, embedding, parameters, rate, draws):
