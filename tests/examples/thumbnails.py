@@ -80,9 +80,14 @@ class Studio:
     def beside(
         self, name: str, *labels: str, texts: tuple[str, ...] = (TARGET,), **changes: Any
     ) -> Image.Image:
-        """The photograph, and beside it what the workflow saves."""
-        pictures = self.run(self.prompt(name, list(texts), changes), "SaveImage")
-        tiles = [("input", self.photograph), *zip(labels, pictures, strict=True)]
+        """The photograph, and beside it what the workflow saves; {eta} in a label is its own."""
+        prompt = self.prompt(name, list(texts), changes)
+        for node in nodes_of(prompt, "ImagicInterpolateConditioning"):
+            eta = prompt[node]["inputs"]["eta"]
+            labels = tuple(label.format(eta=f"eta {eta:g}") for label in labels)
+        tiles = [
+            ("input", self.photograph), *zip(labels, self.run(prompt, "SaveImage"), strict=True)
+        ]  # fmt: skip
         return contact_sheet(tiles, texts[-1])
 
 
@@ -158,24 +163,22 @@ def cascade(studio: Studio) -> Image.Image:
 
 
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
-    "imagic_edit": lambda s: s.beside("imagic_edit", "eta 0.9"),
-    "imagic_app": lambda s: s.beside("imagic_app", "eta 0.9"),
-    "imagic_inversion": lambda s: s.beside("imagic_inversion", "eta 1.1"),
+    "imagic_edit": lambda s: s.beside("imagic_edit", "{eta}"),
+    "imagic_app": lambda s: s.beside("imagic_app", "{eta}"),
+    "imagic_inversion": lambda s: s.beside("imagic_inversion", "{eta}"),
     GUIDE: choosing_eta,
     "imagic_eta_sheet": eta_sheet,
     "imagic_find_eta": find_eta,
     "imagic_choose_eta": choose_eta,
     "imagic_upscale": upscale,
-    "imagic_sdxl": lambda s: s.beside("imagic_sdxl", "eta 0.9"),
+    "imagic_sdxl": lambda s: s.beside("imagic_sdxl", "{eta}"),
     "imagic_cascade": cascade,
     # The edit that the sheet has saved.
-    "imagic_reuse": lambda s: s.beside(
-        "imagic_reuse", "eta 0.9, nothing trained", texts=(ANOTHER,)
-    ),
+    "imagic_reuse": lambda s: s.beside("imagic_reuse", "{eta}, nothing trained", texts=(ANOTHER,)),
     # With the miniature in it, which has a cfg and no guidance of Flux's, and draws another dog in
     # the fewer steps that are enough for Flux.
     "imagic_flux": lambda s: s.beside(
-        "imagic_flux", "eta 0.9", KSampler={"steps": 30, "scheduler": "normal"}
+        "imagic_flux", "{eta}", KSampler={"steps": 30, "scheduler": "normal"}
     ),
     "baseline_sdedit": lambda s: s.beside("baseline_sdedit", "SDEdit, denoise 0.6"),
     "baseline_ddib": lambda s: s.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET)),
