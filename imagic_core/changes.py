@@ -37,7 +37,7 @@ class LowRank(torch.nn.Module):
     neither the changed weight nor a gradient in its size is ever made.
 
     Attributes:
-        into, out: [r, in x kernel] and [r, out], the parameters: down, and up lying on its side.
+        down, out: [r, in x kernel] and [r, out], the parameters; out is up lying on its side.
         passed: [2] while measuring: the energy of what the layer took, and of what it gave.
     """
 
@@ -48,7 +48,7 @@ class LowRank(torch.nn.Module):
         start = torch.randn(max(out, rank), min(out, rank), generator=generator)
         start = torch.linalg.qr(start)[0]
         self.out = torch.nn.Parameter((start.mT if out >= rank else start).contiguous())
-        self.into = torch.nn.Parameter(torch.zeros(rank, into))
+        self.down = torch.nn.Parameter(torch.zeros(rank, into))
         self.passed: Tensor | None = None
 
     def measure(self) -> Tensor:
@@ -60,11 +60,6 @@ class LowRank(torch.nn.Module):
     def up(self) -> Tensor:
         """[out, r]."""
         return self.out.mT
-
-    @property
-    def down(self) -> Tensor:
-        """[r, in x kernel]."""
-        return self.into
 
     def forward(self, layer: torch.nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """What becomes of y = layer(x)."""

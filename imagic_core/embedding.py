@@ -63,11 +63,12 @@ def optimize_embedding(
 
     def embedding() -> Embedding:
         parts = zip(start, units, moved, strict=True)
-        return target.with_tensors(e + unit.to(e) * by for e, unit, by in parts)
+        return target.with_tensors(e + unit * by for e, unit, by in parts)
 
     optimiser = torch.optim.Adam(moved, lr=settings.learning_rate)
     losses = fit(denoiser, photographs, embedding, optimiser, settings, on_step, keeper)
-    return embedding().with_tensors(tensor.detach() for tensor in embedding().tensors()), losses
+    e_opt = embedding()
+    return e_opt.with_tensors(tensor.detach() for tensor in e_opt.tensors()), losses
 
 
 def _sizes(tensor: Tensor) -> Tensor:

@@ -101,17 +101,13 @@ def finetune_model(
     Raises:
         FloatingPointError: the loss is no longer a finite number.
     """
-
-    def embedding() -> Embedding:
-        return optimized
-
     optimiser: torch.optim.Optimizer
     if settings.relative:
         optimiser = _relative_steps(denoiser, photographs, optimized, changes, settings)
     else:
         parameters = [p for change in changes.values() for p in change.parameters()]
         optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
-    return fit(denoiser, photographs, embedding, optimiser, settings, on_step, keeper)
+    return fit(denoiser, photographs, lambda: optimized, optimiser, settings, on_step, keeper)
 
 
 @torch.no_grad()
@@ -124,7 +120,7 @@ def _relative_steps(
 ) -> RelativeSteps:
     """The optimiser, after a look at what each layer makes of the photograph.
 
-    A step of ``out`` turns what ``into`` has taken up, a step of ``into`` takes up more: with
+    A step of ``out`` turns what ``down`` has taken up, a step of ``down`` takes up more: with
     lengths left as they are by the first, the second counts in the size of the layer.
     """
     low_rank = [change for change in changes.values() if isinstance(change, LowRank)]
@@ -137,7 +133,7 @@ def _relative_steps(
     thin: list[tuple[Tensor, float]] = []
     for change, energies in zip(low_rank, passed, strict=True):
         taken, made = energies.tolist()
-        thin += [(change.out, 1.0), (change.into, (made / taken) ** 0.5 if taken and made else 1.0)]
+        thin += [(change.out, 1.0), (change.down, (made / taken) ** 0.5 if taken and made else 1.0)]
         change.passed = None
     whole = [(c.difference, c.size) for c in changes.values() if isinstance(c, Difference)]
     return RelativeSteps(thin, whole, settings.learning_rate)

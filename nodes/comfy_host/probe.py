@@ -152,7 +152,7 @@ def check_sampled(
         BadInputError: it does not; what is learned there would never be seen.
     """
     for key, change in changes.items():
-        if isinstance(change, LowRank) and id(change.into) in trained and key not in sampled:
+        if isinstance(change, LowRank) and id(change.down) in trained and key not in sampled:
             raise BadInputError(
                 f"{_described(denoiser)} computes with {key} by itself when it is sampled, and not "
                 "when it is trained, so that what 'lora' learns there would be lost; choose method "

@@ -75,7 +75,7 @@ def test_it_starts_at_nothing_and_leaves_lengths(rank: int) -> None:
     )
     again = LowRank(layer, rank, torch.Generator().manual_seed(0))
     assert torch.equal(change.up, again.up)
-    torch.nn.init.ones_(change.into)
+    torch.nn.init.ones_(change.down)
     wanted = layer(x) + x @ change.down.T @ change.up.T
     torch.testing.assert_close(change(layer, x, layer(x)), wanted)
 
