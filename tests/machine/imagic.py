@@ -138,7 +138,8 @@ class Pack:
 
     def loss(self, model: Any, conditioning: Any, latent: Any, draws: int = 16) -> float:
         """Equation 3 on draws that are the same in every call."""
-        with self.session(model, conditioning, latent) as session:
+        # As all of the executor's: newer hosts cannot move quantised weights between both modes.
+        with torch.inference_mode(), self.session(model, conditioning, latent) as session:
             return self.loss_in(session, draws)
 
     def loss_in(self, session: Session, draws: int) -> float:
