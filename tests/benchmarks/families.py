@@ -97,7 +97,11 @@ def rows(nodes: imagic.Pack, name: str, form: str, methods: list[str]) -> dict[s
         optimized, _ = nodes.optimize(model, target, image, STEPS, own, 0, batch_size=BATCH)
     except ValueError as error:
         return {method: {"refused": f"{error!s:.300}"} for method in methods}
-    start = nodes.sampled_loss(model, target, image, DRAWS, predicts)
+    try:
+        start = nodes.sampled_loss(model, target, image, DRAWS, predicts)
+    except Exception as error:  # such as a quantised layer that is given no rows
+        why = f"{type(error).__name__}: {error!s:.200}"
+        return {method: {"ComfyUI does not sample it": why} for method in methods}
     checks: Row = {}
     if form in DTYPES:
         checks = dict(zip(CHECKS, _checks(nodes, model, target, optimized, image), strict=True))
@@ -110,6 +114,9 @@ def rows(nodes: imagic.Pack, name: str, form: str, methods: list[str]) -> dict[s
             )  # fmt: skip
         except ValueError as error:
             found[method] = {"refused": f"{error!s:.300}"}
+            continue
+        except FloatingPointError as error:
+            found[method] = {"failed": f"{type(error).__name__}: {error!s:.300}"}
             continue
         seconds, begun = time.monotonic() - begun, time.monotonic()
         losses = dict(zip(LOSSES, (start, after_a, ended, handed_over), strict=True))
