@@ -175,7 +175,9 @@ def main() -> None:
     edits, wrong = 0, []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = build_tiny(Path(folder) / "tiny.safetensors", seed=0)
-        with Ground(command.comfyui(), checkpoint, Path(folder) / "user") as ground:
+        user = Path(folder) / "user"
+        user.mkdir()
+        with Ground(command.comfyui(), checkpoint, user) as ground:
             while time.monotonic() < end:
                 seed, steps = chance.randrange(2**32), chance.randrange(10, 40)
                 expected = ground.run(seed, steps, keep=False)
