@@ -188,7 +188,11 @@ def report(store: Store, fixed: Protocol) -> None:
     # Takes seconds to load, of which workers have no use.
     from tedbench import curves, measures, scores
 
-    found = scores.report(store, fixed, measures.judges(fixed.clip))
+    try:
+        judges = measures.judges(fixed.clip)
+    except OSError as error:
+        raise Unusable(f"the CLIP that this run was begun with cannot be read: {error}") from None
+    found = scores.report(store, fixed, judges)
     drawn = curves.picture(found)
     if drawn:
         drawn.savefig(store.folder / "curves.png")
