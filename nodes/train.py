@@ -193,6 +193,10 @@ def train(
                 f"{tuple(wires.photographs.x0.shape)}; connect the text encoder and the VAE that "
                 f"belong to this model. The model said: {error}"
             ) from error
+        except OutOfMemoryError:
+            # Of a device that cannot hold all of it; another way may leave a part elsewhere.
+            if way == its_ways[-1]:
+                raise
         except (torch.OutOfMemoryError, TightError) as error:
             comfy_host.LOGGER.info("not enough memory for %s: %s", way, str(error).split("\n")[0])
         # Not before the exception is gone, whose traceback holds all that the attempt had made.

@@ -151,6 +151,23 @@ def test_ways_go_on_until_the_smallest(nodes, model, monkeypatch, said):
     ]
 
 
+def test_weights_that_a_device_cannot_hold_lie_elsewhere_in_part(nodes, model, monkeypatch, said):
+    """Only a GPU has another memory beside it, so the answer is put in its place."""
+    inside, tried = nodes.module.nodes.train, []
+
+    def at_least(_model, _changes, way):
+        tried.append(way)
+        if not way.in_main_memory:
+            raise inside.OutOfMemoryError("the weights take more")
+        return 2**30
+
+    monkeypatch.setattr(inside, "at_least", at_least)
+    edit(nodes, model)
+    assert len(tried) == 8 and sum("idle weights in main memory" in line for line in said) == 2
+    with pytest.raises(RuntimeError, match="Optimize Embedding: the weights take more"):
+        edit(nodes, model, save_memory="off")
+
+
 @pytest.mark.parametrize("method", ["lora", "attention"])
 def test_idle_weights_lie_in_main_memory(nodes, tiny_checkpoint, device, monkeypatch, method):
     """The host moves each for its pass alone; here, without a GPU, both memories are one."""
