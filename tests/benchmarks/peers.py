@@ -13,6 +13,7 @@ of SDXL at 1024 px with random weights in bfloat16, one step each. Without a GPU
 """
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ STEPS = 3
 """Steps of a round; the first of ours is not counted, which loads and checks as well."""
 
 Step = Callable[[], None]
+started = cache(imagic.start)
+"""The pack is loaded once, however many networks there are."""
 
 
 def device() -> torch.device:
@@ -116,7 +119,7 @@ class Bench:
 
     def __init__(self, setting: Setting) -> None:
         """Make it."""
-        self.nodes = imagic.start(command.comfyui())
+        self.nodes = started(command.comfyui())
         self.device = device()
         dtype = getattr(torch, setting.dtype)
         self.model = small(dtype) if setting.network == "miniature" else full(setting.network)
@@ -260,7 +263,11 @@ def memory(kind: str, method: str, setting: Setting, how: How | None = None, ste
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     grown, parameters = map(int, found.stdout.split()[-2:])
-    return {"GB": round(grown / 1e9, 2), "by parameter": round(grown / parameters, 2)}
+    return {
+        "GB": round(grown / 1e9, 2),
+        "by parameter": round(grown / parameters, 2),
+        "parameters, 1e9": round(parameters / 1e9, 3),
+    }
 
 
 def growths(bench: Bench, setting: Setting) -> dict[str, dict[int, dict[str, float]]]:
@@ -274,7 +281,7 @@ def growths(bench: Bench, setting: Setting) -> dict[str, dict[int, dict[str, flo
     resolution = {}
     for size in (setting.size, 2 * setting.size, 4 * setting.size):
         at = replace(setting, size=size)
-        own, how = Bench(at), How()
+        own, how = bench if at == setting else Bench(at), How()
         floor = statistics.median(own.timed(own.floor("full")))
         resolution[size] = {"floor's seconds": round(floor, 4), **row(own, at, how)}
     return {
@@ -286,13 +293,13 @@ def growths(bench: Bench, setting: Setting) -> dict[str, dict[int, dict[str, flo
 
 def sampling(bench: Bench) -> dict[str, float]:
     """Seconds of the network's pass with what `lora` learned beside the layers, and patched in."""
-    host = bench.nodes.host
     text = [[bench.text, {"pooled_output": bench.pooled}]]
     image = {"samples": bench.latent / 0.18215}
-    beside, lora, _ = bench.nodes.finetune(bench.model, text, image, "lora", 1, 1e-3, 0)
-    seconds: dict[str, list[float]] = {"beside": [], "patched": []}
+    beside, _, _ = bench.nodes.finetune(bench.model, text, image, "lora", 1, 1e-3, 0)
+    models = {"beside": beside, "patched": bench.nodes.host.carried.patched(beside)}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(4):
-        for name, model in (("beside", beside), ("patched", host.carried.patched(beside))):
+        for name, model in models.items():
             begun = time.perf_counter()
             for _ in range(2):  # the first one loads
                 begun = time.perf_counter()
@@ -300,7 +307,6 @@ def sampling(bench: Bench) -> dict[str, float]:
                     "KSampler", model, 0, 5, 1.0, "euler", "normal", text, text, image, 1.0
                 )
             seconds[name] += [time.perf_counter() - begun] if turn else []
-    assert lora
     return {name: round(statistics.median(found), 4) for name, found in seconds.items()}
 
 
@@ -310,7 +316,7 @@ def quantised_step(bench: Bench, setting: Setting) -> dict[str, float]:
 
     weights = {key: weight.clone() for key, weight in bench.network.state_dict().items()}
     half = Bench(replace(setting, dtype="bfloat16"))
-    packed = Bench(setting)
+    packed = copy.copy(bench)
     packed.model = comfy.sd.load_diffusion_model_state_dict(
         quantised.quantised(weights, quantised.SCALED_FP8)
     )
@@ -327,11 +333,11 @@ def full_size() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for network, (title, size) in FULL.items():
         setting = Setting(network, size, "bfloat16")
-        weights = 2 * sum(p.numel() for p in Bench(setting).network.parameters()) / 1e9
-        found[title] = {"weights, GB": round(weights, 2)}
+        found[title] = {}
         for method, saving in (("lora", "on"), ("lora", "off"), ("embedding", "off")):
             grown = memory("ours", method, setting, How(save_memory=saving), steps=1)
             name = method + (", blocks recomputed" if saving == "on" else "")
+            weights = 2 * grown["parameters, 1e9"]
             found[title][name] = {**grown, "GB with the weights": round(grown["GB"] + weights, 2)}
             print(title, name, found[title][name], flush=True)
     return found
