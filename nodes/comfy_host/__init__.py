@@ -48,7 +48,7 @@ from .sockets import (
     to_conditioning,
 )
 from .trainable import trainable
-from .weights import Changes, new_changes, weight_shapes
+from .weights import Changes, check_wired, new_changes, weight_shapes
 
 __all__ = [
     "LOGGER",
@@ -65,6 +65,7 @@ __all__ = [
     "base_sample",
     "changes_to_lora",
     "check_lora",
+    "check_wired",
     "combine",
     "context_width",
     "distilled_steps",
