@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -78,11 +79,12 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         wires = read_wires(model, "target", target, image)
         device = wires.sentence.embedding.tokens.device
 
-        def stage(s: Session) -> Learned:
+        def stage(s: Session) -> Callable[[], Learned]:
             e_opt, losses = optimize_embedding(
                 s.denoiser, s.photographs, s.embedding, s.settings, s.on_step, s.keeper
             )
-            return Learned(comfy_host.to_device(e_opt, torch.device("cpu")).named(), losses)
+            learned = comfy_host.to_device(e_opt, torch.device("cpu")).named()
+            return lambda: Learned(learned, losses)
 
         run = Run(settings, training_dtype, save_memory, keep, ("the text embedding",))
         learned = train(wires, run, stage)

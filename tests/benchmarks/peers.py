@@ -5,8 +5,9 @@
 The same weights (the miniature's full layout, random), the same number format, one draw a step. The
 floor is the bare network's forward and backward pass: by the embedding for stage A, by all weights
 for stage B, with which `lora` is compared as well. The peer is diffusers' network, its scheduler
-and PyTorch's Adam. Rounds take turns; ratios are of medians. Memory is how far the process grows
-while it trains, each in a process of its own, over the loaded model.
+and PyTorch's Adam; for `full` the floor has that Adam, too. Rounds take turns; ratios are of
+medians. Memory is how far the process grows while it trains, each in a process of its own, over the
+loaded model.
 
 `--full-size` measures memory alone, on networks of the size of Stable Diffusion 1.5 at 512 px and
 of SDXL at 1024 px with random weights in bfloat16, one step each. Without a GPU it takes an hour.
@@ -147,6 +148,19 @@ class Bench:
 
         return step
 
+    def floor_with_adam(self) -> Step:
+        """The bare network, forth and back by all its weights, and PyTorch's Adam."""
+        x, t = self.latent.to(self.device), torch.tensor([500.0], device=self.device)
+        network, text = copy.deepcopy(self.network), self.text.to(self.device)
+        adam = torch.optim.Adam(network.requires_grad_(True).parameters(), lr=1e-6)
+
+        def step() -> None:
+            network(x, t, text).square().mean().backward()
+            adam.step()
+            adam.zero_grad()
+
+        return step
+
     def peer(self, method: str) -> Step:
         """Diffusers' network and scheduler, and PyTorch's Adam."""
         from diffusers import DDIMScheduler
@@ -217,6 +231,7 @@ def step_ratios(bench: Bench, rounds: int) -> tuple[dict[str, float], dict[str, 
     for base in ("embedding", "full"):
         runs[f"{base} floor"] = partial(bench.timed, bench.floor(base))
         runs[f"{base} peer"] = partial(bench.timed, bench.peer(base))
+    runs["full floor with Adam"] = partial(bench.timed, bench.floor_with_adam())
     for method in METHODS:
         runs[method] = partial(bench.ours, method)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -230,6 +245,7 @@ def step_ratios(bench: Bench, rounds: int) -> tuple[dict[str, float], dict[str, 
         base = "embedding" if method == "embedding" else "full"
         for beside in ("floor", "peer"):
             ratios[f"{method}_step_vs_{beside}"] = median[method] / median[f"{base} {beside}"]
+    ratios["full_step_vs_floor_with_adam"] = median["full"] / median["full floor with Adam"]
     return ratios, median
 
 
@@ -271,7 +287,7 @@ def memory(kind: str, method: str, setting: Setting, how: How | None = None, ste
 
 
 def growths(bench: Bench, setting: Setting) -> dict[str, dict[int, dict[str, float]]]:
-    """Seconds and memory of `lora` as one thing grows; of resolution, the floor's seconds too."""
+    """Seconds and memory of `lora` as one thing grows; of resolution, what lies beside it, too."""
 
     def row(own: Bench, at: Setting, how: How) -> dict[str, float]:
         own.ours("lora", how)
@@ -283,7 +299,11 @@ def growths(bench: Bench, setting: Setting) -> dict[str, dict[int, dict[str, flo
         at = replace(setting, size=size)
         own, how = bench if at == setting else Bench(at), How()
         floor = statistics.median(own.timed(own.floor("full")))
-        resolution[size] = {"floor's seconds": round(floor, 4), **row(own, at, how)}
+        resolution[size] = {
+            "floor's seconds": round(floor, 4),
+            **row(own, at, how),
+            **{f"seconds of sampling, {name}": value for name, value in sampling(own).items()},
+        }
     return {
         "resolution": resolution,
         "batch": {n: row(bench, setting, How(batch_size=n)) for n in (1, 2, 4)},
@@ -372,7 +392,6 @@ def main() -> None:
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
             "memory": grown,
             "growth of lora": growths(bench, setting),
-            "seconds of sampling": sampling(bench),
             "seconds of a step of lora": quantised_step(bench, setting),
         }
     about = {"device": str(device()), "torch": torch.__version__}

@@ -497,7 +497,7 @@ def test_it_is_kept_as_seldom_as_its_cost_asks(nodes, model, shelf, monkeypatch)
         torch.amp.GradScaler("cpu", enabled=False),
         torch.Generator(),
     )
-    keeper = kept.FileKeeper(shelf / "x", type("Denoiser", (), {"passes": 0})())
+    keeper = kept.FileKeeper(shelf / "x", type("Denoiser", (), {"passes": 0})(), 0)
     keeper.begin(training)
     for _ in range(80):
         clock[0] += 1.0

@@ -11,11 +11,11 @@ from core.alive import Alive
 
 from host import given
 
-MOST = {"full": 1.25, "attention": 1.45, "lora": 3.5}
-"""Method -> the most that is made and held at once, in the size of what is trained.
+HELD = {"full": (0.5, 0.65), "attention": (0.5, 0.9), "lora": (1.0, 3.5)}
+"""Method -> between what lies that which is made and held at once, in the size of what is trained.
 
-Of `full` and `attention` that is the momentum, and next to it what one layer needs; of `lora` the
-momentum, the gradient and its orthogonal turn.
+Of `full` and `attention` that is the momentum in bfloat16, and next to it what one layer needs; of
+`lora` the momentum, the gradient and its orthogonal turn.
 """
 
 
@@ -32,16 +32,17 @@ def steps(nodes, model, method, size=1):
     return alive, sum(p.nbytes for p in trained)
 
 
-@pytest.mark.parametrize("method", MOST)
+@pytest.mark.parametrize("method", HELD)
 def test_no_two_layers_gradients_are_held(nodes, model, method):
     alive, trained = steps(nodes, model, method)
-    assert trained < alive.peak < MOST[method] * trained
+    least, most = HELD[method]
+    assert least * trained < alive.peak < most * trained
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float8_e4m3fn])
 def test_changed_weights_of_any_format_are_made_one_at_a_time(nodes, tiny_checkpoint, stored):
     alive, trained = steps(nodes, given.load(tiny_checkpoint, dtype=stored), "full")
-    assert trained < alive.peak < 1.5 * trained
+    assert 0.5 * trained < alive.peak < trained
 
 
 def test_a_low_rank_change_makes_nothing_as_large_as_a_weight(nodes, model):
