@@ -134,7 +134,8 @@ def add_product(layer: Any, x: Tensor, y: Tensor, up: Tensor, down: Tensor) -> T
     else:
         parts, rank = layer.groups, len(down)
         kernel = down.unflatten(1, (-1, *layer.kernel_size))
-        thin = layer._conv_forward(x.to(y), torch.cat([kernel] * parts), None)
+        kernel = kernel if parts == 1 else torch.cat([kernel] * parts)
+        thin = layer._conv_forward(x.to(y), kernel, None)
         thin = thin.reshape(len(y) * parts, rank, -1)
         each = up.unflatten(0, (parts, -1)).expand(len(y), parts, -1, rank)
         whole, out = y.reshape(len(y) * parts, len(up) // parts, -1), (each.flatten(0, 1), thin)

@@ -9,8 +9,8 @@ and PyTorch's Adam; for `full` the floor has that Adam, too. Rounds take turns; 
 medians. Memory is how far the process grows while it trains, each in a process of its own, over the
 loaded model.
 
-`--full-size` measures memory alone, on networks of the size of Stable Diffusion 1.5 at 512 px and
-of SDXL at 1024 px with random weights in bfloat16, one step each. Without a GPU it takes an hour.
+`--full-size` measures memory on networks of the size of Stable Diffusion 1.5 at 512 px and of SDXL
+at 1024 px with random weights in bfloat16, one step each, and the seconds of the former.
 """
 
 import argparse
@@ -126,6 +126,7 @@ class Bench:
         self.model = small(dtype) if setting.network == "miniature" else full(setting.network)
         generator = torch.Generator().manual_seed(0)
         self.network = self.model.model.diffusion_model.to(self.device)
+        self.like = torch.empty(0, dtype=dtype, device=self.device)
         config = self.model.model.model_config.unet_config
         self.text = torch.randn(1, 77, config["context_dim"], generator=generator)
         self.pooled = torch.randn(1, min(1280, config["context_dim"]), generator=generator)
@@ -134,8 +135,8 @@ class Bench:
 
     def floor(self, method: str) -> Step:
         """The bare network, forth and back."""
-        x, t = self.latent.to(self.device), torch.tensor([500.0], device=self.device)
-        text = self.text.clone().to(self.device).requires_grad_(method == "embedding")
+        x, t = self.latent.to(self.like), torch.tensor([500.0], device=self.device)
+        text = self.text.clone().to(self.like).requires_grad_(method == "embedding")
         weights = [] if method == "embedding" else list(self.network.parameters())
 
         def step() -> None:
@@ -150,8 +151,8 @@ class Bench:
 
     def floor_with_adam(self) -> Step:
         """The bare network, forth and back by all its weights, and PyTorch's Adam."""
-        x, t = self.latent.to(self.device), torch.tensor([500.0], device=self.device)
-        network, text = copy.deepcopy(self.network), self.text.to(self.device)
+        x, t = self.latent.to(self.like), torch.tensor([500.0], device=self.device)
+        network, text = copy.deepcopy(self.network), self.text.to(self.like)
         adam = torch.optim.Adam(network.requires_grad_(True).parameters(), lr=1e-6)
 
         def step() -> None:
@@ -360,6 +361,23 @@ def full_size() -> dict[str, Any]:
             weights = 2 * grown["parameters, 1e9"]
             found[title][name] = {**grown, "GB with the weights": round(grown["GB"] + weights, 2)}
             print(title, name, found[title][name], flush=True)
+    found["seconds"] = full_size_seconds()
+    return found
+
+
+def full_size_seconds() -> dict[str, float]:
+    """Of a step of the smaller network, and of sampling with it; the peer would not fit."""
+    network, (title, size) = next(iter(FULL.items()))
+    bench = Bench(Setting(network, size, "bfloat16"))
+    seconds: dict[str, list[float]] = {}
+    for turn in range(3):
+        for name in ("floor full", "embedding", "lora"):
+            kind, _, method = name.rpartition(" ")
+            step = bench.timed(bench.floor(method)) if kind else bench.ours(method, steps=2)
+            seconds[name] = seconds.get(name, []) + (step if turn else [])
+    found = {name: round(statistics.median(own), 2) for name, own in seconds.items()}
+    found |= {f"sampling, {name}": value for name, value in sampling(bench).items()}
+    print(title, found, flush=True)
     return found
 
 
