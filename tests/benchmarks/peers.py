@@ -366,19 +366,24 @@ def full_size() -> dict[str, Any]:
 
 
 def full_size_seconds() -> dict[str, float]:
-    """Of a step of the smaller network, and of sampling with it; the peer would not fit."""
+    """Of a step of the smaller network, and of sampling with it."""
     network, (title, size) = next(iter(FULL.items()))
     bench = Bench(Setting(network, size, "bfloat16"))
-    seconds: dict[str, list[float]] = {}
+    runs: dict[str, Callable[[], list[float]]] = {
+        "floor full": lambda: bench.timed(bench.floor("full")),
+        "floor full with Adam": lambda: bench.timed(bench.floor_with_adam()),
+        "embedding": lambda: bench.ours("embedding", steps=2),
+        "lora": lambda: bench.ours("lora", steps=2),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(3):
-        for name in ("floor full", "embedding", "lora"):
-            kind, _, method = name.rpartition(" ")
-            step = bench.timed(bench.floor(method)) if kind else bench.ours(method, steps=2)
-            seconds[name] = seconds.get(name, []) + (step if turn else [])
-    found = {name: round(statistics.median(own), 2) for name, own in seconds.items()}
-    found |= {f"sampling, {name}": value for name, value in sampling(bench).items()}
-    print(title, found, flush=True)
-    return found
+        for name, run in runs.items():
+            found = run()
+            seconds[name] += found if turn else []
+    median = {name: round(statistics.median(own), 2) for name, own in seconds.items()}
+    median |= {f"sampling, {name}": value for name, value in sampling(bench).items()}
+    print(title, median, flush=True)
+    return median
 
 
 def main() -> None:
