@@ -13,6 +13,7 @@ from families.newer import NEWER
 from host import given
 
 IDS, WEIGHTS = "t5xxl_ids", "t5xxl_weights"
+READING = "imagic_target"
 TOKENS = 512
 
 
@@ -39,7 +40,7 @@ def anima(nodes, comfy, tmp_path_factory):
         image = kinds.latent(family, seed=2)
     before, weights = copy.deepcopy(target), given.weights(model)
     optimized, losses = nodes.optimize(model, target, image, 4, 6e-2, 0)
-    given.assert_same(target, before)
+    assert_same(target, before)
     given.assert_weights(model, weights)
     return SimpleNamespace(
         family=family, model=model, target=target, image=image, optimized=optimized, losses=losses
@@ -51,6 +52,19 @@ def predicts(nodes, anima, conditioning, model=None):
     return nodes.sampled_loss(model or anima.model, conditioning, anima.image, 3, "flow")
 
 
+def assert_same(found, expected):
+    """See that two conditionings are equal bit by bit, and remember the same."""
+    for one, other in zip(_apart(found), _apart(expected), strict=True):
+        given.assert_same(one, other)
+
+
+def _apart(conditioning):
+    ((tokens, entries),) = conditioning
+    reading, digest = entries.get(READING, (tokens, ""))
+    others = {key: value for key, value in entries.items() if key != READING}
+    return [tokens, reading, [*digest.encode()], others]
+
+
 def assert_wordless(conditioning):
     ((_, entries),) = conditioning
     assert not {IDS, WEIGHTS, "attention_mask"} & set(entries)
@@ -58,7 +72,7 @@ def assert_wordless(conditioning):
 
 def test_every_token_that_the_model_makes_of_the_sentence_is_learned(nodes, anima):
     ((learned, entries),) = anima.optimized
-    reading, _ = entries[nodes.host.words.READING]
+    reading, _ = entries[READING]
     assert learned.shape == reading.shape == (1, TOKENS, anima.family.context_width)
     assert (learned != reading).any(-1).all()
     assert reading[:, 16:].count_nonzero() == 0 != reading[:, :16].count_nonzero()
@@ -78,7 +92,7 @@ def test_both_ends_of_eta_are_what_the_host_makes_of_both(nodes, anima):
         assert found == pytest.approx(ends, rel=1e-6)
         for edit in edits:
             assert edit[0][1].keys() == {"pooled_output"}
-    given.assert_same(anima.optimized, before)
+    assert_same(anima.optimized, before)
 
 
 def test_a_projection_without_edit_is_what_was_learned(nodes, anima):
@@ -130,7 +144,7 @@ def saved(nodes, anima, tmp_path_factory):
 
     before = copy.deepcopy(anima.optimized)
     tuned, lora, _ = nodes.finetune(anima.model, anima.optimized, anima.image, "lora", 3, 1e-2, 0)
-    given.assert_same(anima.optimized, before)
+    assert_same(anima.optimized, before)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("output")))
         out = nodes.call("ImagicSaveEdit", anima.model, anima.optimized, anima.target, lora)
@@ -139,11 +153,12 @@ def saved(nodes, anima, tmp_path_factory):
 
 def test_a_saved_edit_needs_neither_the_words_nor_the_model(nodes, anima, saved):
     _, optimized, target, _, _ = nodes.call("ImagicLoadEdit", anima.model, saved.file)
-    given.assert_same([target, optimized], [saved.target, saved.optimized])
-    given.assert_same(optimized, anima.optimized)
+    assert_same(target, saved.target)
+    assert_same(optimized, saved.optimized)
+    assert_same(optimized, anima.optimized)
     (expected,) = nodes.interpolate(anima.target, anima.optimized, 0.7)
     for one in (target, saved.target, anima.target):
-        given.assert_same(nodes.interpolate(one, optimized, 0.7)[0], expected)
+        assert_same(nodes.interpolate(one, optimized, 0.7)[0], expected)
     with pytest.raises(ValueError, match="Interpolate Conditioning: 'target' is not the sentence"):
         nodes.interpolate(another(anima.target, "ids"), optimized, 0.7)
 
@@ -152,7 +167,7 @@ def test_a_saved_edit_takes_another_sentence(nodes, anima, saved):
     other = sentence(anima.family, seed=7, ids=40)
     before = copy.deepcopy(other)
     tuned, optimized, target, _, _ = nodes.call("ImagicLoadEdit", anima.model, saved.file, other)
-    given.assert_same(other, before)
+    assert_same(other, before)
     assert_wordless(target)
     edit = nodes.interpolate(target, optimized, 1.0)[0]
     expected = predicts(nodes, anima, other, tuned)
@@ -183,13 +198,13 @@ def test_the_fine_tuned_model_draws_the_edit(nodes, anima, saved):
 
 def test_a_learned_sentence_of_another_target_is_another_to_stage_b(nodes, anima):
     ((tokens, entries),) = anima.optimized
-    reading, digest = entries[nodes.host.words.READING]
+    reading, digest = entries[READING]
     prints = {
         nodes.host.fingerprint(anima.model, nodes.host.read_sentence("optimized", one))
         for one in (
             anima.optimized,
-            [[tokens, {**entries, nodes.host.words.READING: [reading + 1, digest]}]],
-            [[tokens, {**entries, nodes.host.words.READING: [reading, digest[::-1]]}]],
+            [[tokens, {**entries, READING: [reading + 1, digest]}]],
+            [[tokens, {**entries, READING: [reading, digest[::-1]]}]],
         )
     }
     assert len(prints) == 3
