@@ -65,6 +65,10 @@ def _apart(conditioning):
     return [tokens, reading, [*digest.encode()], others]
 
 
+def _print(nodes, anima, optimized):
+    return nodes.host.fingerprint(anima.model, nodes.host.read_sentence("optimized", optimized))
+
+
 def assert_wordless(conditioning):
     ((_, entries),) = conditioning
     assert not {IDS, WEIGHTS, "attention_mask"} & set(entries)
@@ -156,6 +160,8 @@ def test_a_saved_edit_needs_neither_the_words_nor_the_model(nodes, anima, saved)
     assert_same(target, saved.target)
     assert_same(optimized, saved.optimized)
     assert_same(optimized, anima.optimized)
+    prints = [_print(nodes, anima, one) for one in (optimized, anima.optimized)]
+    assert prints[0] == prints[1]  # so that stage B finds again what it learned of it
     (expected,) = nodes.interpolate(anima.target, anima.optimized, 0.7)
     for one in (target, saved.target, anima.target):
         assert_same(nodes.interpolate(one, optimized, 0.7)[0], expected)
@@ -200,7 +206,7 @@ def test_a_learned_sentence_of_another_target_is_another_to_stage_b(nodes, anima
     ((tokens, entries),) = anima.optimized
     reading, digest = entries[READING]
     prints = {
-        nodes.host.fingerprint(anima.model, nodes.host.read_sentence("optimized", one))
+        _print(nodes, anima, one)
         for one in (
             anima.optimized,
             [[tokens, {**entries, READING: [reading + 1, digest]}]],
