@@ -77,6 +77,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         settings = replace(DEFAULT, steps=steps, learning_rate=learning_rate, batch_size=batch_size)
         settings = replace({"fast": FAST, "paper": PAPER}.get(recipe, settings), seed=seed)
         wires = read_wires(model, "target", target, image)
+        wires = replace(wires, sentence=comfy_host.read_by(model, wires.sentence))
         device = wires.sentence.embedding.tokens.device
 
         def stage(s: Session) -> Callable[[], Learned]:

@@ -136,9 +136,10 @@ class ImagicSaveEdit(io.ComfyNode):
             },
         }
         with torch.inference_mode(False):
+            learned = comfy_host.read_sentence("optimized", optimized)
             edit = Edit(
-                comfy_host.read_sentence("target", target),
-                comfy_host.read_sentence("optimized", optimized),
+                comfy_host.as_read(comfy_host.read_sentence("target", target), learned),
+                learned,
                 comfy_host.rounded(lora),
                 about,
             )
@@ -152,7 +153,8 @@ class ImagicSaveEdit(io.ComfyNode):
             ) from error
         weights = {key: tensor.float() for key, tensor in edit.weights.items()}
         tuned = comfy_host.apply_lora(model, weights)
-        return io.NodeOutput(tuned, optimized, target, told[0], ui={"text": told})
+        saved = comfy_host.to_conditioning(edit.target)
+        return io.NodeOutput(tuned, optimized, saved, told[0], ui={"text": told})
 
 
 def write(edit: Edit, prefix: str) -> tuple[str, ...]:

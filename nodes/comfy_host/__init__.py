@@ -5,6 +5,8 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 
 ===============  ========================================================================
 ``sockets``      CONDITIONING, LATENT and CLIP as they come in, read and checked
+``words``        words that a model embeds by itself, and what it has made of them
+``reading``      a sentence as the model reads it
 ``denoiser``     the model as a
 ``trainable``    a loaded model made ready for training, and all of it undone
 ``changes``      changes of the weights in training
@@ -36,6 +38,7 @@ from .identity import (
 )
 from .lora import Lora, changes_to_lora, check_lora, lora_by_part, rounded
 from .probe import DoesNotFitError
+from .reading import read_by
 from .sockets import (
     LOGGER,
     Conditioning,
@@ -49,6 +52,7 @@ from .sockets import (
 )
 from .trainable import trainable
 from .weights import Changes, check_wired, new_changes, weight_shapes
+from .words import as_read, is_read
 
 __all__ = [
     "LOGGER",
@@ -61,6 +65,7 @@ __all__ = [
     "Model",
     "UntellableError",
     "apply_lora",
+    "as_read",
     "base_hash",
     "base_sample",
     "changes_to_lora",
@@ -71,10 +76,12 @@ __all__ = [
     "distilled_steps",
     "fingerprint",
     "has_lora",
+    "is_read",
     "is_same_quantised",
     "lora_by_part",
     "model_kind",
     "new_changes",
+    "read_by",
     "read_photographs",
     "read_sentence",
     "rounded",
