@@ -42,10 +42,10 @@ def applied(patcher: Model, changes: Mapping[str, Difference | LowRank]) -> Iter
 
 
 def _is_as_used(layer: torch.nn.Module, name: str, device: torch.device) -> bool:
-    """Whether a weight is stored in float32 and where it is used, and the host adds nothing."""
+    """Whether a weight is stored in float32, so that nothing rounds it, and where it is used."""
     weight = getattr(layer, name)
     exact = weight.dtype == torch.float32 and type(weight.data) is Tensor
-    return exact and weight.device == device and not getattr(layer, f"{name}_function")
+    return exact and weight.device == device
 
 
 @contextmanager
