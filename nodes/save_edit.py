@@ -153,8 +153,7 @@ class ImagicSaveEdit(io.ComfyNode):
             ) from error
         weights = {key: tensor.float() for key, tensor in edit.weights.items()}
         tuned = comfy_host.apply_lora(model, weights)
-        saved = comfy_host.to_conditioning(edit.target)
-        return io.NodeOutput(tuned, optimized, saved, told[0], ui={"text": told})
+        return io.NodeOutput(tuned, optimized, target, told[0], ui={"text": told})
 
 
 def write(edit: Edit, prefix: str) -> tuple[str, ...]:
