@@ -21,7 +21,7 @@ Of `full` and `attention` that is the momentum in bfloat16, and next to it what 
 
 def steps(nodes, model, method, size=1):
     """What two steps made, and how many bytes are trained; ``size`` is that of `Alive`."""
-    settings = replace(nodes.core.finetune.METHODS[method], steps=2, batch_size=2)
+    settings = replace(nodes.core.finetune.METHODS[method], steps=2, batch_size=1)
     with nodes.session(model, given.conditioning(), given.latent(), method) as session:
         with Alive(size) as alive:
             nodes.core.finetune.finetune_model(
