@@ -419,7 +419,13 @@ def main() -> None:
         }
     about = {"device": str(device()), "torch": torch.__version__}
     command.write(given.json, {**found, "about": about})
-    print(json.dumps(found, indent=1))
+    print(json.dumps({k: v for k, v in found.items() if k != "ratios"}, indent=1))
+    if "ratios" in found:
+        print("| method | time / floor | time / peer | memory / peer |\n| --- | --- | --- | --- |")
+    for method in METHODS if "ratios" in found else ():
+        kinds = ("step_vs_floor", "step_vs_peer", "memory_vs_peer")
+        cells = [str(found["ratios"].get(f"{method}_{kind}", "")) for kind in kinds]
+        print(f"| {method} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
