@@ -386,6 +386,16 @@ def full_size_seconds() -> dict[str, float]:
     return median
 
 
+def table(ratios: dict[str, float]) -> str:
+    """The ratios as README has them."""
+    lines = ["| method | time / floor | time / peer | memory / peer |", "| --- | --- | --- | --- |"]
+    for method in METHODS:
+        kinds = ("step_vs_floor", "step_vs_peer", "memory_vs_peer")
+        cells = (str(ratios.get(f"{method}_{kind}", "")) for kind in kinds)
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = command.parser(__doc__, "peers")
@@ -419,13 +429,9 @@ def main() -> None:
         }
     about = {"device": str(device()), "torch": torch.__version__}
     command.write(given.json, {**found, "about": about})
-    print(json.dumps({k: v for k, v in found.items() if k != "ratios"}, indent=1))
+    print(json.dumps(found, indent=1))
     if "ratios" in found:
-        print("| method | time / floor | time / peer | memory / peer |\n| --- | --- | --- | --- |")
-    for method in METHODS if "ratios" in found else ():
-        kinds = ("step_vs_floor", "step_vs_peer", "memory_vs_peer")
-        cells = [str(found["ratios"].get(f"{method}_{kind}", "")) for kind in kinds]
-        print(f"| {method} | {' | '.join(cells)} |")
+        print(table(found["ratios"]))
 
 
 if __name__ == "__main__":
