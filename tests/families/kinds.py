@@ -48,6 +48,8 @@ SMALL_ENCODERS: dict[str, dict[str, Any]] = {
     "t5": {"num_layers": 1, "d_ff": 64, "d_kv": 8, "num_heads": 2},
 }
 SMALL_AUTOENCODER = {"ch": 32, "num_res_blocks": 1}
+# Channels of a U-Net in the place of those by which the host tells the families.
+UNET_WIDTH, UNET_WIDTHS = 64, (256, 320)
 
 
 PREDICTS = {
@@ -247,6 +249,19 @@ def small_constants() -> Iterator[None]:
             config.update(SMALL_CONSTANTS.get(config.get("image_model"), {}))
         return config
 
+    match = model_detection.model_config_from_unet_config
+
+    def match_small(config: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        own = config.get("model_channels")
+        if "image_model" in config or own not in (UNET_WIDTH, *UNET_WIDTHS):
+            return match(config, *args, **kwargs)
+        for width in UNET_WIDTHS if own == UNET_WIDTH else (own,):
+            found = match({**config, "model_channels": width}, *args, **kwargs)
+            if found is not None:
+                found.unet_config["model_channels"] = UNET_WIDTH
+                return found
+        return None
+
     encoder = sd1_clip.SDClipModel.__init__
 
     def small_encoder(
@@ -270,6 +285,7 @@ def small_constants() -> Iterator[None]:
 
     with (
         mock.patch.object(model_detection, "detect_unet_config", detect_small),
+        mock.patch.object(model_detection, "model_config_from_unet_config", match_small),
         mock.patch.object(sd1_clip.SDClipModel, "__init__", small_encoder),
         mock.patch.object(sd, "AutoencoderKL", small_autoencoder),
     ):
