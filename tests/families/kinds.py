@@ -48,8 +48,8 @@ SMALL_ENCODERS: dict[str, dict[str, Any]] = {
     "t5": {"num_layers": 1, "d_ff": 64, "d_kv": 8, "num_heads": 2},
 }
 SMALL_AUTOENCODER = {"ch": 32, "num_res_blocks": 1}
-# Channels of a U-Net in the place of those by which the host tells the families.
-UNET_WIDTH, UNET_WIDTHS = 64, (256, 320)
+# Channels of a U-Net, in the place of those by which the host tells the families.
+UNET_WIDTH, UNET_WIDTHS = 64, {"x4": 256, "others": 320}
 
 
 PREDICTS = {
@@ -251,16 +251,15 @@ def small_constants() -> Iterator[None]:
 
     match = model_detection.model_config_from_unet_config
 
-    def match_small(config: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        own = config.get("model_channels")
-        if "image_model" in config or own not in (UNET_WIDTH, *UNET_WIDTHS):
-            return match(config, *args, **kwargs)
-        for width in UNET_WIDTHS if own == UNET_WIDTH else (own,):
-            found = match({**config, "model_channels": width}, *args, **kwargs)
-            if found is not None:
-                found.unet_config["model_channels"] = UNET_WIDTH
-                return found
-        return None
+    def match_small(config: dict[str, Any], weights: Sketch, *args: Any, **kwargs: Any) -> Any:
+        first = weights.get("input_blocks.0.0.weight")
+        is_sketch = first is not None and first.device.type == "meta"
+        if not is_sketch and config.get("model_channels") != UNET_WIDTH:
+            return match(config, weights, *args, **kwargs)
+        width = UNET_WIDTHS["x4" if config["in_channels"] == 7 else "others"]
+        found = match({**config, "model_channels": width}, weights, *args, **kwargs)
+        found.unet_config["model_channels"] = UNET_WIDTH
+        return found
 
     encoder = sd1_clip.SDClipModel.__init__
 
@@ -290,6 +289,16 @@ def small_constants() -> Iterator[None]:
         mock.patch.object(sd, "AutoencoderKL", small_autoencoder),
     ):
         yield
+
+
+def write(sketch: Sketch, path: Path, seed: int = 0) -> None:
+    """Write random half-precision weights of what a sketch stands for under `small_constants`."""
+    from safetensors.torch import save_file
+
+    with small_constants():
+        network = _host_model(sketch)
+    weights = random_weights(network, torch.Generator().manual_seed(seed), torch.float16)
+    save_file(weights, path)
 
 
 def _host_model(sketch: Sketch, device: str | None = None) -> torch.nn.Module:

@@ -1,13 +1,16 @@
-"""A checkpoint of the miniature's architecture with random weights, for tests of mechanics.
+"""Checkpoints of the miniature's architecture with random weights, for tests of mechanics.
 
-Every channel is alive. It draws nothing, but it loads, encodes, samples, trains and decodes.
+Every channel is alive. They draw nothing, but they load, encode, sample, train and decode.
 """
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from miniature import build, layout
 from safetensors.numpy import save_file
+
+from families import kinds
 
 
 def _random(full: tuple[int, ...], key: str, rng: np.random.Generator) -> np.ndarray:
@@ -36,4 +39,16 @@ def build_tiny(out: Path, seed: int = 0) -> Path:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out)
+    return out
+
+
+def build_narrow(out: Path, seed: int = 0) -> Path:
+    """Write the network alone, a fifth as wide, for ``kinds.small_constants``: a tenth of the work.
+
+    It takes 7 MB, and the same conditionings and latents.
+    """
+    full = {key: shape for key, (shape, _, _) in layout.slots(layout.full_shape()).items()}
+    sketch = {key: torch.empty(shape, device="meta") for key, shape in full.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    kinds.write(sketch, out, seed)
     return out

@@ -122,21 +122,21 @@ def test_another_sentence_can_be_wired(nodes, model, learned, output):
 def test_another_base_model_is_warned_of_by_name(
     nodes, model, learned, output, comfy, tmp_path, caplog
 ):
-    from families.tiny import build_tiny
+    from families.tiny import build_narrow
 
     name = save(nodes, model, learned)[3]
-    other = given.load(build_tiny(tmp_path / "other.safetensors", seed=1))
+    other = given.load(build_narrow(tmp_path / "other.safetensors", seed=1))
     info = nodes.call("ImagicLoadEdit", other, name)[4]
     assert info.startswith("Warning: 'model' is not the one") and "SD15" in info.splitlines()[0]
     assert "is not the one" in caplog.text
 
 
-def test_the_hash_of_the_base_is_of_the_model_alone(nodes, model, learned, tiny_checkpoint):
+def test_the_hash_of_the_base_is_of_the_model_alone(nodes, model, learned, narrow):
     base_hash = nodes.host.base_hash
     before = base_hash(model)
     nodes.sampled_loss(learned.tuned, learned.optimized, learned.latent, 1)  # patched in place
     assert base_hash(model) == before
-    assert base_hash(given.load(tiny_checkpoint, dtype=torch.bfloat16)) == before
+    assert base_hash(given.load(narrow, dtype=torch.bfloat16)) == before
     assert base_hash(learned.tuned) != before
 
 
