@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from families import kinds, tiny
+from families import kinds
 from machine import imagic
 
 from host import given
@@ -25,13 +25,7 @@ def loaded(request: pytest.FixtureRequest, comfy: ModuleType, tmp_path_factory: 
     return kinds.load(request.param, tmp_path_factory.mktemp("families"))
 
 
-@pytest.fixture(scope="session")
-def narrow(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a small Stable Diffusion 1.x for ``given.load``, untrained."""
-    return tiny.build_narrow(tmp_path_factory.mktemp("narrow") / "narrow.safetensors")
-
-
 @pytest.fixture(scope="module")
-def model(narrow: Path) -> Any:
-    """MODEL of it."""
-    return given.load(narrow)
+def model(narrow_checkpoint: Path) -> Any:
+    """MODEL of the narrow checkpoint."""
+    return given.load(narrow_checkpoint)

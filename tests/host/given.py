@@ -14,7 +14,7 @@ def load(checkpoint: Any, **model_options: Any) -> Any:
     """MODEL of a file of ``families.tiny``, made in inference mode as by the executor."""
     import comfy.sd
 
-    with torch.inference_mode(), kinds.small_constants():
+    with torch.inference_mode(), kinds.narrow_unets():
         return comfy.sd.load_diffusion_model(str(checkpoint), model_options=model_options)
 
 

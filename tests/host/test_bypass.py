@@ -162,12 +162,12 @@ def test_the_same_lora_is_known_in_a_model_that_has_it(nodes, model, tuned):
     assert nodes.host.base_hash(found) != nodes.host.base_hash(model)
 
 
-def test_full_learns_as_much_on_half_precision_weights(pack, comfy, narrow):
+def test_full_learns_as_much_on_half_precision_weights(pack, comfy, narrow_checkpoint):
     """At the paper's rate each step is far smaller than what the weights' format resolves."""
     nodes, text, image = imagic.Pack(pack), given.conditioning(), given.latent()
     falls = {}
     for kind in (torch.float32, torch.bfloat16, torch.float16):
-        model = given.load(narrow, dtype=kind)
+        model = given.load(narrow_checkpoint, dtype=kind)
         before, ended, handed = nodes.hand_off(
             model, text, image, "full", steps=20, rate=2e-6, batch_size=1, draws=4, relative=False
         )

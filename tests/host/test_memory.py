@@ -176,11 +176,11 @@ def test_weights_that_a_device_cannot_hold_lie_elsewhere_in_part(nodes, model, m
 
 
 @pytest.mark.parametrize("method", ["lora", "attention"])
-def test_idle_weights_lie_in_main_memory(nodes, narrow, device, monkeypatch, method):
+def test_idle_weights_lie_in_main_memory(nodes, narrow_checkpoint, device, monkeypatch, method):
     """The host moves each for its pass alone; here, without a GPU, both memories are one."""
     import comfy.model_management as management
 
-    model = given.load(narrow)
+    model = given.load(narrow_checkpoint)
     before, plain = given.weights(model), edit(nodes, model, method)
     monkeypatch.setattr(management, "is_device_cpu", lambda _: False)
     monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
