@@ -76,7 +76,8 @@ class Ground:
         self.stack = ExitStack()
         self.server = self.stack.enter_context(
             serve(
-                self.comfyui, [self.checkpoint], more_packs=[REPOSITORY / "tests/host/faulting", NARROW_UNETS],
+                self.comfyui, [self.checkpoint],
+                more_packs=[REPOSITORY / "tests/host/faulting", NARROW_UNETS],
                 options=["--user-directory", str(self.user), *self.options],
             )
         )  # fmt: skip

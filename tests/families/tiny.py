@@ -39,7 +39,8 @@ def build_tiny(out: Path, seed: int = 0) -> Path:
 def build_narrow(out: Path, seed: int = 0) -> Path:
     """Write the same with a network a fifth as wide, which trains in a tenth of the time.
 
-    The host loads it under ``kinds.narrow_unets``, a server with ``NARROW_UNETS``. Conditionings and latents are the same.
+    The host loads it under ``kinds.narrow_unets``, a server with ``NARROW_UNETS``. Conditionings
+    and latents are the same.
     """
     full = {key: shape for key, (shape, _, _) in layout.slots(layout.full_shape()).items()}
     sketch = {key: torch.empty(shape, device="meta") for key, shape in full.items()}

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import faults
 from talk.client import Event
 
-STEPS = 48
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
