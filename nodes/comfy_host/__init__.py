@@ -37,6 +37,7 @@ from .identity import (
     model_kind,
 )
 from .lora import Lora, changes_to_lora, check_lora, lora_by_part, rounded
+from .photographs import read_photographs
 from .probe import DoesNotFitError
 from .reading import read_by
 from .sockets import (
@@ -45,7 +46,6 @@ from .sockets import (
     Latent,
     Model,
     combine,
-    read_photographs,
     read_sentence,
     text_features,
     to_conditioning,
