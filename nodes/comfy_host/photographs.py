@@ -6,12 +6,11 @@ import comfy.sample
 import comfy.utils
 import torch
 import torch.nn.functional as F
-from comfy.model_patcher import ModelPatcher as Model
 from torch import Tensor
 
 from ...imagic_core.objective import Photographs
 from ..errors import BadInputError
-from .sockets import Latent
+from .sockets import Latent, Model
 
 _EVEN = 2
 """Latent places in which networks take their pictures apart, at the least."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor
 
@@ -20,6 +21,9 @@ from .words import as_read
 
 LOGGER = logging.getLogger("comfyui-imagic")
 """ComfyUI's console."""
+
+Model = ModelPatcher
+"""MODEL."""
 
 Conditioning = list[list[Any]]
 """CONDITIONING: entries [tokens [1, T, W], options], of which ``pooled_output`` is [1, P] and
