@@ -13,6 +13,7 @@ share of the one in the model as loaded. A rate is best at the vertex of a parab
 PSNR to the truth and those of both neighbours. What was measured is not measured again.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -185,25 +186,27 @@ def show(rows: list[dict]) -> None:
 
 
 def cells(known: list[dict], work: Path, count: int) -> Iterator[dict]:
-    """What is not known yet, one training after the other."""
+    """What is not known yet, one training after the other; the first ways of all networks first."""
     host, judge = counterfactual.Host(command.comfyui()), edits.Judge()
     done = {(c["network"], c["way"], c["edit"], c["rate"]) for c in known}
-    for name in WIDTHS:
+    learned: dict[tuple[str, str], Any] = {}
+    for way, name in itertools.product(WAYS, WIDTHS):
         folder = network(work, name)
         checkpoint = work / f"{name}.safetensors"
         build.expand(checkpoint, folder)
         living.install(host.model, checkpoint, folder)
+        default = host.pack.core.finetune.METHODS[way.method].learning_rate
+        rates = [factor * (default if way.relative else ADAM) for factor in FACTORS]
         for edit in edits.edits(2 * count, "tuning")[::2]:
-            image, target = host.encode(edit.source), host.say(edit.target_text)
-            defaults = host.pack.defaults("ImagicOptimizeEmbedding")
-            optimized = host.pack.optimize(host.model, target, image, **defaults)[0]
-            for way in WAYS:
-                default = host.pack.core.finetune.METHODS[way.method].learning_rate
-                for factor in FACTORS:
-                    rate = factor * (default if way.relative else ADAM)
-                    if (name, str(way), edit.name, rate) not in done:
-                        found = measure(host, edit, optimized, way, rate, judge)
-                        yield {"network": name, "way": str(way), **found}
+            todo = [r for r in rates if (name, str(way), edit.name, r) not in done]
+            if todo and (name, edit.name) not in learned:
+                image, target = host.encode(edit.source), host.say(edit.target_text)
+                defaults = host.pack.defaults("ImagicOptimizeEmbedding")
+                found = host.pack.optimize(host.model, target, image, **defaults)
+                learned[name, edit.name] = found[0]
+            for rate in todo:
+                cell = measure(host, edit, learned[name, edit.name], way, rate, judge)
+                yield {"network": name, "way": str(way), **cell}
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import functools
 import json
 import pkgutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,9 @@ class Family:
         return path
 
 
-def load(name: str, folder: Path, **model_options: Any) -> tuple[Family, Any]:
+def load(
+    name: str, folder: Path, *, narrow: bool = True, **model_options: Any
+) -> tuple[Family, Any]:
     """A family and its tiny MODEL, as UNETLoader makes it; ``folder`` is left empty."""
     import comfy.sd
 
@@ -181,7 +183,7 @@ def load(name: str, folder: Path, **model_options: Any) -> tuple[Family, Any]:
 
     family = (FAMILIES | NEWER)[name]
     path = folder / f"{name}.safetensors"
-    with small_constants(), family.taken():
+    with small_constants(narrow=narrow), family.taken():
         family.build(path)
         with torch.inference_mode():
             model = comfy.sd.load_diffusion_model(str(path), model_options=model_options)
@@ -233,8 +235,10 @@ def latent(
 
 
 @contextmanager
-def small_constants() -> Iterator[None]:
+def small_constants(*, narrow: bool = False) -> Iterator[None]:
     """Let the host use small values where it has constants for large models.
+
+    ``narrow``: of U-Nets, too, which it takes at their full width as well; see `narrow_unets`.
 
     Builds and loads must both be inside, for a file built inside cannot be loaded outside. What was
     loaded inside can be used outside.
@@ -272,7 +276,7 @@ def small_constants() -> Iterator[None]:
 
     with (
         mock.patch.object(model_detection, "detect_unet_config", detect_small),
-        narrow_unets(),
+        narrow_unets() if narrow else nullcontext(),
         mock.patch.object(sd1_clip.SDClipModel, "__init__", small_encoder),
         mock.patch.object(sd, "AutoencoderKL", small_autoencoder),
     ):
