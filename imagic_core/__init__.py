@@ -6,6 +6,7 @@
 ``checkpoint``      a training between two steps, to be kept and given back
 ``embedding``       stage A, section 3.2 "Text embedding optimization"
 ``finetune``        stage B, section 3.2 "Model fine-tuning"
+``left``            what stage B leaves of the sentence
 ``interpolate``     stage C, section 3.2 "Text embedding interpolation", equation 4
 ``edit``            what a run of stages A and B leaves
 ``edit_file``       the same in one file

@@ -18,10 +18,13 @@ class Sentence:
     Attributes:
         embedding: what is optimised and interpolated of it.
         options: all else that came with it, such as guidance or a picture to inpaint.
+        origin: e_tgt, of which stage A made ``embedding``; None where it made nothing. No part of
+            an edit: there it is told beside it.
     """
 
     embedding: Embedding
     options: Mapping[str, Any]
+    origin: Embedding | None = None
 
     def with_embedding(self, embedding: Embedding) -> Sentence:
         """Another embedding, everything else carried through."""

@@ -15,10 +15,12 @@ from ..imagic_core.finetune import (
     PAPER_METHOD,
     finetune_model,
 )
+from ..imagic_core.left import LITTLE, apart
 from . import comfy_host, schema
 from .checks import checked
 from .errors import named
 from .kept import Learned
+from .progress import say
 from .train import Run, Session, read_wires, train
 
 NAME = "Imagic Fine-tune Model"
@@ -131,9 +133,12 @@ class ImagicFinetuneModel(io.ComfyNode):
         run = Run(replace(settings, seed=seed), training_dtype, save_memory, keep, (*what, lora))
 
         def stage(s: Session) -> Callable[[], Learned]:
+            as_loaded = _apart(s)
             losses = finetune_model(
                 s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step, s.keeper
             )
+            if as_loaded and lora is None:
+                _tell(_apart(s) / as_loaded)
             return lambda: Learned(comfy_host.changes_to_lora(s.changes), losses)
 
         learned = train(
@@ -144,3 +149,23 @@ class ImagicFinetuneModel(io.ComfyNode):
         )
         found = dict(learned.tensors)
         return io.NodeOutput(comfy_host.apply_lora(model, found), found, {"loss": learned.losses})
+
+
+def _apart(s: Session) -> float:
+    """How far apart the model draws what was learned and the target; 0 where that is not known."""
+    if s.origin is None:
+        return 0.0
+    how = {"seed": s.settings.seed, "at_once": s.settings.micro_batch}
+    return apart(s.denoiser, s.photographs, s.embedding, s.origin, **how)
+
+
+def _tell(left: float) -> None:
+    """Say on the node what is left of the sentence, and warn where that is little."""
+    line = f"{left:.0%} of what your sentence changes is left"
+    if left < LITTLE:
+        line += (
+            ": the photograph was learned firmly. If no eta shows the edit, lower learning_rate or "
+            "steps, or turn it down with Imagic Fine-tune Strength"
+        )
+        comfy_host.LOGGER.warning("%s: %s", NAME, line)
+    say(line)

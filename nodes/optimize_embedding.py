@@ -92,5 +92,6 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         learned = train(wires, run, stage)
         e_tgt = wires.sentence.embedding
         e_opt = e_tgt.with_tensors(learned.tensors[name].to(device) for name in e_tgt.named())
-        optimized = comfy_host.to_conditioning(wires.sentence.with_embedding(e_opt))
+        learned_sentence = replace(wires.sentence, embedding=e_opt, origin=e_tgt)
+        optimized = comfy_host.to_conditioning(learned_sentence)
         return io.NodeOutput(optimized, {"loss": learned.losses})

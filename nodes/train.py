@@ -103,6 +103,7 @@ class Session:
         denoiser: the model, with ``changes`` applied to its weights.
         photographs: what is to be learned.
         embedding: of the sentence that is wired.
+        origin: e_tgt, where that sentence was learned by stage A; else None.
         changes: of the weights, by state dict key; empty where the model stays as it is.
         settings: how long and how hard to train.
         on_step: reports a step, and raises when the user cancels.
@@ -112,6 +113,7 @@ class Session:
     denoiser: comfy_host.HostDenoiser
     photographs: Photographs
     embedding: Embedding
+    origin: Embedding | None
     changes: comfy_host.Changes
     settings: Settings
     on_step: Callable[[Progress], None]
@@ -178,10 +180,15 @@ def train(
                 needed = None  # only a guess: better to try
             more = "" if needed is None else f", {needed / GB:.1f} GB beside the weights"
             say(f"{told}{way}{more}; {memory(device)}")
-            embedding = comfy_host.to_device(wires.sentence.embedding, photographs.x0.device)
+            on, origin = photographs.x0.device, wires.sentence.origin
+            embedding = comfy_host.to_device(wires.sentence.embedding, on)
+            origin = origin and comfy_host.to_device(origin, on)
             reporter = Reporter(wires.model, settings.steps)
             own = replace(settings, micro_batch=way.at_once)
-            done = stage(Session(denoiser, photographs, embedding, changes, own, reporter, keeper))
+            session = Session(
+                denoiser, photographs, embedding, origin, changes, own, reporter, keeper
+            )
+            done = stage(session)
         return done()
 
     for way in its_ways:

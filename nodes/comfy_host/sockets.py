@@ -44,6 +44,10 @@ _ENTRY_KEYS_REFUSED = {
 }
 
 
+_ORIGIN = "imagic_origin"
+"""The entry of a learned sentence with the tensors of e_tgt, which the host does not look at."""
+
+
 def read_sentence(socket: str, conditioning: Conditioning) -> Sentence:
     """Read the CONDITIONING of ``socket``, which must be one plain sentence.
 
@@ -86,8 +90,19 @@ def read_sentence(socket: str, conditioning: Conditioning) -> Sentence:
             None if pooled is None else pooled.clone(),
             {name: entries[name].clone() for name in more},
         )
-    options = {k: v for k, v in entries.items() if k not in ("pooled_output", *more)}
-    return Sentence(embedding, options)
+    options = {k: v for k, v in entries.items() if k not in ("pooled_output", _ORIGIN, *more)}
+    return Sentence(embedding, options, _origin(embedding, entries.get(_ORIGIN)))
+
+
+def _origin(embedding: Embedding, tensors: Any) -> Embedding | None:
+    """From the entry of that name; None where the sentence is no longer what was learned."""
+    own = embedding.named()
+    if not isinstance(tensors, Mapping) or tensors.keys() != own.keys():
+        return None
+    if any(tensors[name].shape != tensor.shape for name, tensor in own.items()):
+        return None
+    with torch.inference_mode(False):
+        return embedding.with_tensors([tensors[name].clone() for name in own])
 
 
 def _is_text(name: str, entry: Any) -> bool:
@@ -110,7 +125,8 @@ def conditioning_entry(embedding: Embedding, options: Mapping[str, Any]) -> list
 
 def to_conditioning(sentence: Sentence) -> Conditioning:
     """The sentence as a CONDITIONING."""
-    return [conditioning_entry(sentence.embedding, sentence.options)]
+    origin = {} if sentence.origin is None else {_ORIGIN: dict(sentence.origin.named())}
+    return [conditioning_entry(sentence.embedding, {**sentence.options, **origin})]
 
 
 def combine(
