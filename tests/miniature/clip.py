@@ -26,7 +26,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 COLOURS = ("red", "yellow", "green", "turquoise", "blue", "purple")
 SCREEN = "screen"
-SCREEN_COLOUR = (0, 180, 60)
+SCREEN_COLOUR = (0, 177, 64)
 WORDS = captions.WORDS | {
     "red": 736,
     "yellow": 4481,
@@ -210,3 +210,109 @@ def prepared(x: Tensor) -> Tensor:
         x = F.interpolate(x, (PICTURE, PICTURE), mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (torch.tensor(v).view(3, 1, 1).to(x) for v in (MEAN, STD))
     return (x - mean) / std
+
+
+class Full(NamedTuple):
+    """A tower's shape in ViT-L/14."""
+
+    width: int
+    heads: int
+    layers: int
+
+
+FULL = {"vision_model": Full(1024, 16, 24), "text_model": Full(768, 12, 12)}
+SPACE = 768
+
+
+def full_tensors(own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All tensors of one whole CLIP file, half precision, from the state of a `Clip`."""
+    out: dict[str, np.ndarray] = {}
+    for key, value in own.items():
+        tower = next((name for name in FULL if key.startswith(name)), None)
+        if tower:
+            out[key] = _widened(key, value, FULL[tower])
+    for tower, (width, _, layers) in FULL.items():
+        first = f"{tower}.encoder.layers.0."
+        shapes = {k[len(first) :]: out[k].shape for k in list(out) if k.startswith(first)}
+        for n in range(LAYERS[tower], layers):
+            for name, shape in shapes.items():
+                out[f"{tower}.encoder.layers.{n}.{name}"] = np.zeros(shape, np.float16)
+        name = {"vision_model": "visual", "text_model": "text"}[tower]
+        # all numbers of the space are in use, as in any CLIP, and lengths and angles are kept
+        turn = np.linalg.qr(np.random.default_rng(5).standard_normal((SPACE, WIDTH)))[0]
+        copies = width // WIDTH
+        read = np.tile(own[f"{name}_projection.weight"], copies) / copies
+        out[f"{name}_projection.weight"] = turn @ read
+    out["logit_scale"] = own["logit_scale"]
+    return {key: np.ascontiguousarray(t.astype(np.float16)) for key, t in out.items()}
+
+
+def _widened(key: str, value: np.ndarray, full: Full) -> np.ndarray:
+    copies, last = full.width // WIDTH, key.split(".")[-2]
+    written = np.concatenate([value] * copies)
+    if last == "token_embedding":
+        table = np.zeros((captions.EOS + 1, full.width), np.float16)
+        table[list(VOCABULARY)] = np.tile(value, copies)
+        return table
+    if last == "position_embedding":
+        places = captions.LENGTH if len(value) == LENGTH else len(value)
+        return _placed(np.tile(value, copies), (places, full.width))
+    # each head keeps its numbers together, at the head of the full head
+    head, full_head = WIDTH // HEADS, full.width // full.heads
+    rows = (np.arange(HEADS)[:, None] * full_head + np.arange(head)).ravel()
+    feed = 4 * full.width
+    if last in ("q_proj", "k_proj", "v_proj"):
+        # the full head is wider, and divides by the root of its own width
+        scaled = value * (full_head / head) ** 0.5 if last == "q_proj" else value
+        return _placed(scaled, (full.width,) * value.ndim, rows)
+    if last == "fc1":
+        return _placed(value, (feed, full.width)[: value.ndim])
+    if value.ndim == 2 and last in ("out_proj", "fc2"):
+        columns = rows if last == "out_proj" else np.arange(FEED)
+        wide = np.zeros((full.width, full.width if last == "out_proj" else feed), np.float32)
+        wide[:, columns] = written
+        return wide
+    return written
+
+
+def _placed(
+    value: np.ndarray, shape: tuple[int, ...], rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Zeros of a shape but for the value, at `rows` of the first axis."""
+    out = np.zeros(shape, np.float32)
+    at = np.arange(len(value)) if rows is None else rows
+    if value.ndim == 1:
+        out[at] = value
+    else:
+        out[at, : value.shape[1]] = value
+    return out
+
+
+def narrow_config() -> dict[str, int | str]:
+    """The trained vision tower alone, and one layer more that passes on, for the host's class."""
+    return {
+        "hidden_size": WIDTH,
+        "intermediate_size": FEED,
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": LAYERS["vision_model"] + 1,
+        "hidden_act": "quick_gelu",
+        "patch_size": PATCH,
+        "image_size": PICTURE,
+        "num_channels": 3,
+        "projection_dim": SPACE,
+        "model_type": "clip_vision_model",
+    }
+
+
+def narrow_tensors(full: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The weights for it, of which the projection is that of the full file."""
+    prefix = "vision_model.encoder.layers."
+    out = {k: torch.from_numpy(v.astype(np.float32)) for k, v in own.items()
+           if k.startswith("vision_model")}  # fmt: skip
+    first = {k[len(prefix) + 2 :]: v for k, v in out.items() if k.startswith(f"{prefix}0.")}
+    out |= {f"{prefix}{LAYERS['vision_model']}.{k}": v * 0 for k, v in first.items()}
+    projection = full["visual_projection.weight"].astype(np.float32)
+    out["visual_projection.weight"] = torch.from_numpy(
+        projection.reshape(SPACE, -1, WIDTH).sum(1)
+    )
+    return out
