@@ -20,7 +20,7 @@ from . import comfy_host
 from .errors import BadInputError, OutOfMemoryError
 from .kept import Learned, Shelf, keeping
 from .memory import GB, check_fits, memory
-from .progress import Reporter, say
+from .progress import Reporter, drawn_latent, say
 
 RECIPES = ("as set", "fast", "paper")
 DTYPES = {
@@ -167,7 +167,8 @@ def train(
             keeping(shelf, denoiser) as keeper,
         ):
             embedding = comfy_host.to_device(wires.sentence.embedding, photographs.x0.device)
-            reporter = Reporter(wires.model, settings.steps)
+            device = wires.model.load_device
+            reporter = Reporter(device, settings.steps, drawn_latent(wires.model))
             return stage(
                 Session(denoiser, photographs, embedding, changes, settings, reporter, keeper)
             )

@@ -4,7 +4,8 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 ``imagic_core``, and hands the result back through this package.
 
 ===============  ========================================================================
-``sockets``      CONDITIONING, LATENT and CLIP as they come in, read and checked
+``sockets``      CONDITIONING and LATENT as they come in, read and checked
+``clip``         CLIP_VISION and CLIP of one space, the former with a gradient
 ``denoiser``     the model as a
 ``trainable``    a loaded model made ready for training, and all of it undone
 ``changes``      changes of the weights in training
@@ -24,6 +25,7 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 """
 
 from .carried import apply_lora, has_lora, without_lora
+from .clip import ClipVision, seeing, sentences_of_pair
 from .denoiser import HostDenoiser, to_device, training_sigmas
 from .fingerprint import UntellableError, fingerprint
 from .identity import (
@@ -44,7 +46,6 @@ from .sockets import (
     combine,
     read_photographs,
     read_sentence,
-    text_features,
     to_conditioning,
 )
 from .trainable import trainable
@@ -53,6 +54,7 @@ from .weights import Changes, new_changes, weight_shapes
 __all__ = [
     "LOGGER",
     "Changes",
+    "ClipVision",
     "Conditioning",
     "DoesNotFitError",
     "HostDenoiser",
@@ -77,7 +79,8 @@ __all__ = [
     "read_photographs",
     "read_sentence",
     "rounded",
-    "text_features",
+    "seeing",
+    "sentences_of_pair",
     "to_conditioning",
     "to_device",
     "trainable",

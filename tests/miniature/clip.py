@@ -1,9 +1,7 @@
 """A small CLIP of the miniature's world: a picture and a sentence as vectors of one space.
 
 It is trained on `WIDTH` channels and expanded into the shapes of OpenAI's ViT-L/14, which are what
-ComfyUI knows a CLIP by. A LayerNorm is blind to copies, so in the full shape each channel stands
-several times over, every copy is written and only the first is read; the layers beyond the trained
-ones pass on what they get. Names of tensors are those of the full shape.
+ComfyUI knows a CLIP by (`clip_layout`). Names of tensors are those of the full shape.
 
 It knows more words than the diffusion model: the coat's colour and its spots, which no caption of
 that model says, and a dog over a green screen.
@@ -100,7 +98,8 @@ class Layer(nn.Module):
         )
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(WIDTH, FEED), "fc2": nn.Linear(FEED, WIDTH)})
         for last in (self.self_attn["out_proj"], self.mlp["fc2"]):
-            nn.init.normal_(last.weight, std=0.3 * last.in_features**-0.5)
+            assert isinstance(last, nn.Linear)
+            nn.init.normal_(last.weight, std=0.3 * last.weight.shape[1] ** -0.5)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         """[B, N, WIDTH] to the same shape."""
@@ -115,8 +114,42 @@ class Layer(nn.Module):
         return x + self.mlp["fc2"](h * torch.sigmoid(1.702 * h))
 
 
-def _layers(tower: str) -> nn.ModuleDict:
-    return nn.ModuleDict({"layers": nn.ModuleList(Layer() for _ in range(LAYERS[tower]))})
+class Encoder(nn.Module):
+    """The layers of a tower."""
+
+    def __init__(self, tower: str) -> None:
+        """As many as `LAYERS` says."""
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS[tower]))
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        """[B, N, WIDTH] to the same shape."""
+        for layer in self.layers:
+            x = layer(x, causal)
+        return x
+
+
+class Patches(nn.Module):
+    """A picture as tokens."""
+
+    def __init__(self) -> None:
+        """Weights from torch's global generator; places begin as sines and cosines."""
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.randn(WIDTH) * 0.5)
+        self.patch_embedding = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH, bias=False)
+        side = PICTURE // PATCH
+        self.position_embedding = nn.Embedding(side * side + 1, WIDTH)
+        with torch.no_grad():
+            self.position_embedding.weight[1:].copy_(_places(side))
+
+    def forward(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        """[B, 3, PICTURE, PICTURE] to [B, 1 + N, WIDTH], of all patches or those of `kept`."""
+        places = self.position_embedding.weight
+        x = self.patch_embedding(x).flatten(2).transpose(1, 2) + places[1:]
+        if kept is not None:
+            x = x[:, kept]
+        first = (self.class_embedding + places[0]).expand(len(x), 1, -1)
+        return torch.cat([first, x], 1)
 
 
 class Vision(nn.Module):
@@ -125,27 +158,13 @@ class Vision(nn.Module):
     def __init__(self) -> None:
         """Weights from torch's global generator."""
         super().__init__()
-        self.embeddings = nn.Module()
-        self.embeddings.class_embedding = nn.Parameter(torch.randn(WIDTH) * 0.5)
-        self.embeddings.patch_embedding = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH, bias=False)
-        side = PICTURE // PATCH
-        self.embeddings.position_embedding = nn.Embedding(side * side + 1, WIDTH)
-        with torch.no_grad():
-            self.embeddings.position_embedding.weight[1:].copy_(_places(side))
+        self.embeddings = Patches()
         self.pre_layrnorm, self.post_layernorm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.encoder = _layers("vision_model")
+        self.encoder = Encoder("vision_model")
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """[B, 3, PICTURE, PICTURE] to [B, WIDTH], from all patches or those of `kept` alone."""
-        parts = self.embeddings
-        places = parts.position_embedding.weight
-        x = parts.patch_embedding(x).flatten(2).transpose(1, 2) + places[1:]
-        if kept is not None:
-            x = x[:, kept]
-        first = (parts.class_embedding + places[0]).expand(len(x), 1, -1)
-        x = self.pre_layrnorm(torch.cat([first, x], 1))
-        for layer in self.encoder["layers"]:
-            x = layer(x, causal=False)
+        x = self.encoder(self.pre_layrnorm(self.embeddings(x, kept)), causal=False)
         return self.post_layernorm(x[:, 0])
 
 
@@ -158,28 +177,37 @@ def _places(side: int) -> Tensor:
     return 0.5 * torch.cat(both, -1).flatten(0, 1)
 
 
-class Text(nn.Module):
-    """The tower that reads sentences."""
+class Words(nn.Module):
+    """A sentence as tokens."""
 
     def __init__(self) -> None:
         """Weights from torch's global generator; a row for each of `VOCABULARY`."""
         super().__init__()
-        self.embeddings = nn.Module()
-        self.embeddings.token_embedding = nn.Embedding(len(VOCABULARY), WIDTH)
-        self.embeddings.position_embedding = nn.Embedding(LENGTH, WIDTH)
+        self.token_embedding = nn.Embedding(len(VOCABULARY), WIDTH)
+        self.position_embedding = nn.Embedding(LENGTH, WIDTH)
         with torch.no_grad():
-            self.embeddings.position_embedding.weight.mul_(0.3)
-        self.encoder, self.final_layer_norm = _layers("text_model"), nn.LayerNorm(WIDTH)
+            self.position_embedding.weight.mul_(0.3)
         self.rows = {token: row for row, token in enumerate(VOCABULARY)}
+
+    def forward(self, ids: list[list[int]]) -> Tensor:
+        """Token ids to [B, LENGTH, WIDTH]."""
+        rows = torch.tensor([[self.rows[token] for token in line] for line in ids])
+        return self.token_embedding(rows) + self.position_embedding.weight
+
+
+class Text(nn.Module):
+    """The tower that reads sentences."""
+
+    def __init__(self) -> None:
+        """Weights from torch's global generator."""
+        super().__init__()
+        self.embeddings = Words()
+        self.encoder, self.final_layer_norm = Encoder("text_model"), nn.LayerNorm(WIDTH)
 
     def forward(self, texts: list[str]) -> Tensor:
         """[B, WIDTH], as the first end token has it."""
         ids = [tokens(text) for text in texts]
-        parts = self.embeddings
-        x = parts.token_embedding(torch.tensor([[self.rows[t] for t in line] for line in ids]))
-        x = x + parts.position_embedding.weight
-        for layer in self.encoder["layers"]:
-            x = layer(x, causal=True)
+        x = self.encoder(self.embeddings(ids), causal=True)
         ends = [line.index(captions.EOS) for line in ids]
         return self.final_layer_norm(x[torch.arange(len(x)), ends])
 
@@ -210,109 +238,3 @@ def prepared(x: Tensor) -> Tensor:
         x = F.interpolate(x, (PICTURE, PICTURE), mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (torch.tensor(v).view(3, 1, 1).to(x) for v in (MEAN, STD))
     return (x - mean) / std
-
-
-class Full(NamedTuple):
-    """A tower's shape in ViT-L/14."""
-
-    width: int
-    heads: int
-    layers: int
-
-
-FULL = {"vision_model": Full(1024, 16, 24), "text_model": Full(768, 12, 12)}
-SPACE = 768
-
-
-def full_tensors(own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All tensors of one whole CLIP file, half precision, from the state of a `Clip`."""
-    out: dict[str, np.ndarray] = {}
-    for key, value in own.items():
-        tower = next((name for name in FULL if key.startswith(name)), None)
-        if tower:
-            out[key] = _widened(key, value, FULL[tower])
-    for tower, (width, _, layers) in FULL.items():
-        first = f"{tower}.encoder.layers.0."
-        shapes = {k[len(first) :]: out[k].shape for k in list(out) if k.startswith(first)}
-        for n in range(LAYERS[tower], layers):
-            for name, shape in shapes.items():
-                out[f"{tower}.encoder.layers.{n}.{name}"] = np.zeros(shape, np.float16)
-        name = {"vision_model": "visual", "text_model": "text"}[tower]
-        # all numbers of the space are in use, as in any CLIP, and lengths and angles are kept
-        turn = np.linalg.qr(np.random.default_rng(5).standard_normal((SPACE, WIDTH)))[0]
-        copies = width // WIDTH
-        read = np.tile(own[f"{name}_projection.weight"], copies) / copies
-        out[f"{name}_projection.weight"] = turn @ read
-    out["logit_scale"] = own["logit_scale"]
-    return {key: np.ascontiguousarray(t.astype(np.float16)) for key, t in out.items()}
-
-
-def _widened(key: str, value: np.ndarray, full: Full) -> np.ndarray:
-    copies, last = full.width // WIDTH, key.split(".")[-2]
-    written = np.concatenate([value] * copies)
-    if last == "token_embedding":
-        table = np.zeros((captions.EOS + 1, full.width), np.float16)
-        table[list(VOCABULARY)] = np.tile(value, copies)
-        return table
-    if last == "position_embedding":
-        places = captions.LENGTH if len(value) == LENGTH else len(value)
-        return _placed(np.tile(value, copies), (places, full.width))
-    # each head keeps its numbers together, at the head of the full head
-    head, full_head = WIDTH // HEADS, full.width // full.heads
-    rows = (np.arange(HEADS)[:, None] * full_head + np.arange(head)).ravel()
-    feed = 4 * full.width
-    if last in ("q_proj", "k_proj", "v_proj"):
-        # the full head is wider, and divides by the root of its own width
-        scaled = value * (full_head / head) ** 0.5 if last == "q_proj" else value
-        return _placed(scaled, (full.width,) * value.ndim, rows)
-    if last == "fc1":
-        return _placed(value, (feed, full.width)[: value.ndim])
-    if value.ndim == 2 and last in ("out_proj", "fc2"):
-        columns = rows if last == "out_proj" else np.arange(FEED)
-        wide = np.zeros((full.width, full.width if last == "out_proj" else feed), np.float32)
-        wide[:, columns] = written
-        return wide
-    return written
-
-
-def _placed(
-    value: np.ndarray, shape: tuple[int, ...], rows: np.ndarray | None = None
-) -> np.ndarray:
-    """Zeros of a shape but for the value, at `rows` of the first axis."""
-    out = np.zeros(shape, np.float32)
-    at = np.arange(len(value)) if rows is None else rows
-    if value.ndim == 1:
-        out[at] = value
-    else:
-        out[at, : value.shape[1]] = value
-    return out
-
-
-def narrow_config() -> dict[str, int | str]:
-    """The trained vision tower alone, and one layer more that passes on, for the host's class."""
-    return {
-        "hidden_size": WIDTH,
-        "intermediate_size": FEED,
-        "num_attention_heads": HEADS,
-        "num_hidden_layers": LAYERS["vision_model"] + 1,
-        "hidden_act": "quick_gelu",
-        "patch_size": PATCH,
-        "image_size": PICTURE,
-        "num_channels": 3,
-        "projection_dim": SPACE,
-        "model_type": "clip_vision_model",
-    }
-
-
-def narrow_tensors(full: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """The weights for it, of which the projection is that of the full file."""
-    prefix = "vision_model.encoder.layers."
-    out = {k: torch.from_numpy(v.astype(np.float32)) for k, v in own.items()
-           if k.startswith("vision_model")}  # fmt: skip
-    first = {k[len(prefix) + 2 :]: v for k, v in out.items() if k.startswith(f"{prefix}0.")}
-    out |= {f"{prefix}{LAYERS['vision_model']}.{k}": v * 0 for k, v in first.items()}
-    projection = full["visual_projection.weight"].astype(np.float32)
-    out["visual_projection.weight"] = torch.from_numpy(
-        projection.reshape(SPACE, -1, WIDTH).sum(1)
-    )
-    return out

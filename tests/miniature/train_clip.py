@@ -9,19 +9,19 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from miniature import asset, clip, world  # noqa: E402
+from miniature import clip, clip_layout, world  # noqa: E402
 from miniature.train import CHUNK, HERE, SEED, Fitting, Run, example, rendered  # noqa: E402
 
-FILE = asset.FOLDER / "clip.safetensors"
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "pictures": 6144,
     "clip": {
         "minutes": 25.0,
@@ -48,9 +48,7 @@ def pictures(run: Run) -> np.ndarray:
     return np.concatenate([np.load(p) for p in sorted(run.work.glob("train_*.npy"))])
 
 
-def on_screen(
-    picture: np.ndarray, who: world.Identity, what: world.Attributes
-) -> np.ndarray:
+def on_screen(picture: np.ndarray, who: world.Identity, what: world.Attributes) -> np.ndarray:
     """The dog over a green screen."""
     dog = (picture != world.landscape(who, what.place)).any(-1, keepdims=True)
     return np.where(dog, picture, np.array(clip.SCREEN_COLOUR, np.uint8))
@@ -80,7 +78,9 @@ def soften(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return (x + float(rng.uniform(0, 0.05)) * torch.randn_like(x)).clamp(0, 1)
 
 
-def loss(model: clip.Clip, data: np.ndarray, step: int, kept: torch.Tensor | None, batch: int):
+def loss(
+    model: clip.Clip, data: np.ndarray, step: int, kept: torch.Tensor | None, batch: int
+) -> torch.Tensor:
     """The contrastive loss of one batch; every sentence that is true of a picture is its own."""
     rng = np.random.default_rng([SEED, 4, step])
     shown, seen, said = [], [], []
@@ -164,10 +164,10 @@ def train(run: Run) -> clip.Clip:
     return model
 
 
-def load(path: Path = FILE) -> clip.Clip:
+def load() -> clip.Clip:
     """The shipped CLIP."""
     model = clip.Clip()
-    model.load_state_dict({n: t.float() for n, t in load_file(path).items()})
+    model.load_state_dict({n: torch.from_numpy(t) for n, t in clip_layout.shipped().items()})
     return model.eval()
 
 
@@ -181,7 +181,7 @@ def main() -> None:
     config["clip"]["minutes"] = arguments.minutes
     run = Run(arguments.work, "cpu", config)
     model = train(run)
-    save_file({n: t.half().contiguous() for n, t in model.state_dict().items()}, FILE)
+    save_file({n: t.half().contiguous() for n, t in model.state_dict().items()}, clip_layout.FILE)
     run.log("clip, held out", **retrieval(model))
     record = HERE / "run"
     (record / "clip.jsonl").write_text((run.work / "log.jsonl").read_text())
