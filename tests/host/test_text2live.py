@@ -1,0 +1,196 @@
+"""Imagic Text2LIVE, with a CLIP that knows the miniature's world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from miniature import clip, clip_layout, metrics, reader, world
+
+COAT = {"red": "blue", "yellow": "purple", "green": "red", "turquoise": "red", "blue": "yellow"}
+
+
+@pytest.fixture(scope="module")
+def eyes(comfy: Any) -> tuple[Any, Any]:
+    """CLIP_VISION and CLIP."""
+    return clip_layout.in_host()
+
+
+@pytest.fixture(scope="module")
+def who() -> world.Identity:
+    return world.identity("heldout", 4)
+
+
+@pytest.fixture(scope="module")
+def photograph(who: world.Identity) -> torch.Tensor:
+    shown = world.render(who, world.Attributes("standing", "grass", "none"))
+    return torch.from_numpy(shown.astype(np.float32) / 255)[None]
+
+
+def texts(now: str, then: str, layer: str) -> dict[str, str]:
+    says = "a photo of a {} on the grass"
+    return {
+        "text": says.format(then),
+        "source_text": says.format(now),
+        "layer_text": f"a {layer}",
+    }
+
+
+POSE = texts("standing dog", "sitting dog", "sitting dog")
+
+
+def painted(nodes: Any, photograph: torch.Tensor, eyes: Any, said: dict[str, str], **how: Any):
+    how = {"steps": 2, "views": 1, "seed": 3} | how
+    return nodes.call("ImagicText2Live", photograph, *eyes, **said, **how)
+
+
+def pixels(image: torch.Tensor) -> np.ndarray:
+    return (image[0] * 255).round().byte().numpy()
+
+
+def test_another_colour_comes_and_the_rest_stays(nodes, eyes, photograph, who):
+    colour = clip.colour_of(who)
+    said = texts(f"{colour} dog", f"{COAT[colour]} dog", f"{COAT[colour]} dog")
+    image, layer, opacity, loss = painted(nodes, photograph, eyes, said, steps=80, views=2)
+    what = world.Attributes("standing", "grass", "none")
+    dog = torch.from_numpy((world.render(who, what) != world.landscape(who, "grass")).any(-1))
+    assert opacity[0][dog].mean() > 2 * opacity[0][~dog].mean()
+    coat = image[0][dog].mean(0)
+    wanted, was = (
+        torch.tensor(clip_colour(name, who)) for name in (COAT[colour], colour)
+    )
+    assert (coat - wanted).norm() < (coat - was).norm()
+    (found,) = reader.read(reader.load(), pixels(image)[None])
+    assert (found.place, found.accessory) == ("grass", "none")
+    assert np.mean(loss["loss"][-10:]) < 0.7 * np.mean(loss["loss"][:10])
+    over = opacity[..., None] * layer + (1 - opacity[..., None]) * photograph
+    assert (image - over).abs().max() < 1e-5
+
+
+def clip_colour(name: str, who: world.Identity) -> tuple[float, ...]:
+    """A coat of that name, 0..1."""
+    import colorsys
+
+    return colorsys.hsv_to_rgb(clip.COLOURS.index(name) / 6, who.saturation, who.value)
+
+
+def test_a_pose_does_not_come(nodes, eyes, photograph, who):
+    image = painted(nodes, photograph, eyes, POSE, steps=80, views=2)[0]
+    (found,) = reader.read(reader.load(), pixels(image)[None])
+    assert found.pose != "sitting"
+    truth = world.render(who, world.Attributes("sitting", "grass", "none"))
+    before, after = (metrics.psnr(pixels(p), truth) for p in (photograph, image))
+    assert after < before + 1
+
+
+def test_the_same_seed_gives_the_same_and_another_another(nodes, eyes, photograph):
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    first, again, other = (
+        painted(nodes, photograph, eyes, POSE, seed=seed)[0] for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_encoders_stay_as_they_are(nodes, eyes, photograph):
+    def state() -> dict[str, Any]:
+        return {
+            name: (p.requires_grad, p.is_inference(), p._version if not p.is_inference() else 0)
+            for name, p in eyes[0].model.named_parameters()
+        }
+
+    before, seen = state(), eyes[0].encode_image(photograph)["image_embeds"]
+    painted(nodes, photograph, eyes, POSE)
+    assert state() == before
+    assert torch.equal(eyes[0].encode_image(photograph)["image_embeds"], seen)
+
+
+def test_clip_sees_what_the_host_sees(nodes, eyes, photograph):
+    with torch.inference_mode():
+        hosts = eyes[0].encode_image(photograph)
+        with nodes.host.seeing(eyes[0]) as see:
+            seen, tokens = see(photograph.movedim(-1, 1).clone().requires_grad_())
+            assert seen.requires_grad and tokens.requires_grad
+    torch.testing.assert_close(seen.detach(), hosts["image_embeds"], atol=2e-2, rtol=2e-2)
+    theirs = hosts["penultimate_hidden_states"]
+    torch.testing.assert_close(tokens.detach(), theirs, atol=5e-2, rtol=5e-2)
+
+
+def test_the_gradient_is_the_slope_although_the_host_adds_in_place(nodes, eyes, photograph):
+    with torch.inference_mode(), nodes.host.seeing(eyes[0]) as see:
+        x = photograph.movedim(-1, 1).clone() * 0.8 + 0.1
+        ahead = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+
+        def value(at: torch.Tensor) -> torch.Tensor:
+            return see(at)[0].square().sum()
+
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(value(leaf), leaf)
+        slope = (value(x + 1e-3 * ahead) - value(x - 1e-3 * ahead)).item() / 2e-3
+    assert (gradient * ahead).sum().item() == pytest.approx(slope, rel=0.02)
+
+
+def test_progress_shows_every_step_and_a_picture(nodes, eyes, photograph, monkeypatch):
+    import comfy.utils
+
+    shown = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *args, **_: shown.append(args))
+    painted(nodes, photograph, eyes, POSE, steps=3)
+    assert [(value, total) for value, total, _ in shown] == [(1, 3), (2, 3), (3, 3)]
+    _, picture, _ = shown[-1][2]
+    assert picture.width == 320 and picture.crop((0, 0, 320, 300)).getcolors(300) is None
+
+
+def test_it_stops_at_the_step_at_which_the_user_cancels(nodes, eyes, photograph, monkeypatch):
+    import comfy.model_management
+
+    reporter, steps = nodes.module.nodes.progress.Reporter, []
+    report = reporter.__call__
+
+    def cancelling(self: Any, progress: Any) -> None:
+        steps.append(progress.step)
+        if progress.step == 2:
+            comfy.model_management.interrupt_current_processing()
+        report(self, progress)
+
+    monkeypatch.setattr(reporter, "__call__", cancelling)
+    with pytest.raises(BaseException) as raised:
+        painted(nodes, photograph, eyes, POSE, steps=9)
+    assert raised.typename == "InterruptProcessingException" and steps == [1, 2]
+
+
+def test_too_little_memory_says_what_to_make_smaller(nodes, eyes, photograph, monkeypatch):
+    def too_little(*_: Any) -> None:
+        raise torch.OutOfMemoryError("too little")
+
+    monkeypatch.setattr(nodes.module.nodes.text2live, "paint", too_little)
+    with pytest.raises(RuntimeError, match=r"Text2LIVE.*128 x 128.*Scale Image to Total Pixels"):
+        painted(nodes, photograph, eyes, POSE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": torch.rand(2, 64, 64, 3)}, "'image' holds 2 pictures"),
+        ({"image": torch.rand(1, 64, 12, 3)}, "'image' is 12 x 64; connect .* at least 16 x 16"),
+        ({"image": torch.full((1, 64, 64, 3), torch.nan)}, "'image' has NaN or infinity"),
+        ({"text": " "}, "'text' is empty"),
+        ({"layer_text": ""}, "'layer_text' is empty"),
+        ({"source_text": POSE["text"] + " "}, "'text' and 'source_text' are the same"),
+        ({"steps": 0}, "'steps' is 0"),
+        ({"learning_rate": 1.0, "steps": 60}, "the loss of step .*learning rate 1 is too high"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(nodes, eyes, photograph, change, message):
+    inputs = {"image": photograph, "steps": 1, "views": 1, **POSE, **change}
+    with pytest.raises((ValueError, FloatingPointError), match=f"^Imagic Text2LIVE.*: {message}"):
+        nodes.call("ImagicText2Live", clip_vision=eyes[0], clip=eyes[1], **inputs)
+
+
+def test_grey_small_and_wide_pictures_are_painted(nodes, eyes):
+    for shape in ((1, 16, 40, 3), (1, 33, 70, 1), (1, 64, 48, 4)):
+        image, _, opacity, _ = painted(nodes, torch.rand(shape), eyes, POSE)
+        assert image.shape == (1, *shape[1:3], 3) and opacity.shape == shape[:3]
