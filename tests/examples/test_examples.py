@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from machine.host_process import Server
+from miniature import clip_layout
 from miniature.build import build
 from miniature.metrics import psnr
 from PIL import Image
@@ -17,7 +18,7 @@ from talk.client import Client, Result
 from talk.workflow import find, nodes_of
 
 from examples import ours
-from examples.companions import build_clip, build_upscaler
+from examples.companions import build_upscaler
 from examples.parts import SD15
 from examples.prompts import QUICK, drawn, edit_file, example, put
 
@@ -140,7 +141,7 @@ def test_reuse_names_the_file_that_the_sheet_writes_first(stocked):
 
 @pytest.fixture(scope="module")
 def clip(stocked: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    file = build_clip(tmp_path_factory.mktemp("clip") / "whole_clip.safetensors")
+    file = clip_layout.build(tmp_path_factory.mktemp("clip") / "whole_clip.safetensors")
     there = [stocked.base / "models" / f / file.name for f in ("clip_vision", "text_encoders")]
     for place in there:
         put(file, place)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from machine.host_process import serve
+from miniature import clip_layout
 from miniature.build import build
 from PIL import Image
 from talk.api import Prompt
@@ -40,6 +41,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "KSampler": {"cfg": 3.0},
     "KSamplerAdvanced": {"cfg": 3.0},
 }
+CLIP = "miniature_clip.safetensors"
+CLIP_LOADERS = dict.fromkeys(("CLIPVisionLoader", "CLIPLoader"), {"clip_name": CLIP})
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
 # under its guidance.
 LARGEST = 60_000
@@ -123,12 +126,9 @@ def find_eta(studio: Studio) -> Image.Image:
 
 
 def choose_eta(studio: Studio) -> Image.Image:
-    """Without CLIP, for none knows the miniature's world: fidelity alone recommends."""
-    prompt = studio.prompt("imagic_choose_eta", [TARGET], {})
-    for kind in ("CLIPVisionLoader", "CLIPLoader"):
-        del prompt[nodes_of(prompt, kind)[0]]
-    score = find(prompt, "ImagicScoreEdits")
-    del score["clip_vision"], score["clip"]
+    """With the CLIP that knows the miniature's world."""
+    prompt = studio.prompt("imagic_choose_eta", [TARGET], CLIP_LOADERS)
+    find(prompt, "ImagicScoreEdits")["text"] = TARGET
     curves, chosen = studio.run(prompt, "ImagicScoreEdits", "SaveImage")
     both = Image.new("RGB", (curves.width + 240, curves.height), "white")
     both.paste(curves, (0, 0))
@@ -203,11 +203,14 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as made:
         checkpoint = build(Path(made) / CHECKPOINT)
         upscaler = build_upscaler(Path(made) / ESRGAN["name"])
+        clip = clip_layout.build(Path(made) / CLIP)
         with (
             serve(comfyui, [checkpoint]) as server,
             Client(server.url) as client,
         ):
             put(upscaler, server.base / "models/upscale_models" / upscaler.name)
+            for folder in ("clip_vision", "text_encoders"):
+                put(clip, server.base / "models" / folder / CLIP)
             photograph = Image.open(ours.photograph(server.base / "input"))
             studio = Studio(client, photograph)
             for name, picture in PICTURES.items():

@@ -58,9 +58,7 @@ def test_another_colour_comes_and_the_rest_stays(nodes, eyes, photograph, who):
     dog = torch.from_numpy((world.render(who, what) != world.landscape(who, "grass")).any(-1))
     assert opacity[0][dog].mean() > 2 * opacity[0][~dog].mean()
     coat = image[0][dog].mean(0)
-    wanted, was = (
-        torch.tensor(clip_colour(name, who)) for name in (COAT[colour], colour)
-    )
+    wanted, was = (torch.tensor(clip_colour(name, who)) for name in (COAT[colour], colour))
     assert (coat - wanted).norm() < (coat - was).norm()
     (found,) = reader.read(reader.load(), pixels(image)[None])
     assert (found.place, found.accessory) == ("grass", "none")

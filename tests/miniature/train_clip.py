@@ -128,10 +128,14 @@ def retrieval(model: clip.Clip, count: int = 256, split: str = "heldout") -> dic
         for name in world.Attributes._fields
     }  # fmt: skip
     right["scene"] = float(np.mean([f == s for f, (_, s) in zip(found, shown, strict=True)]))
-    coats = nearest([clip.Said(None, None, "none", c, None) for c in clip.COLOURS])
-    right["colour"] = float(np.mean(
-        [clip.COLOURS[i] == clip.colour_of(who) for i, (who, _) in zip(coats, shown, strict=True)]
-    ))  # fmt: skip
+    plain = clip.Said(None, None, "none", None, None)
+    coats = nearest([plain._replace(colour=colour) for colour in clip.COLOURS])
+    truths = [clip.truth(*s) for s in shown]
+    right["colour"] = float(
+        np.mean([clip.COLOURS[i] == t.colour for i, t in zip(coats, truths, strict=True)])
+    )
+    spots = nearest([plain, plain._replace(spotted=True)])
+    right["spots"] = float(np.mean([i == t.spotted for i, t in zip(spots, truths, strict=True)]))
     return {name: round(value, 4) for name, value in right.items()}
 
 

@@ -1,0 +1,194 @@
+"""What Text2LIVE can change: colours, texture, place, accessory and pose, with a known truth.
+
+    python tests/benchmarks/text2live.py [--json OUT.json] [--sheet OUT.png] [--dogs N] [--steps N]
+                     [--views N]
+
+The node of the pack in the real host, with the miniature's CLIP, on dogs that neither CLIP nor the
+judge has ever seen: one edit of each kind a dog. The judge is the shipped reader, which has no part
+in the painting.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from machine.environment import in_host
+
+if __name__ == "__main__":
+    in_host()
+
+import dataclasses
+
+import numpy as np
+import torch
+from machine import imagic
+from miniature import clip, clip_layout, metrics, reader, world
+from miniature.clip import Said
+from PIL import Image
+
+from benchmarks import command
+
+# As far from a colour's hue as the next one's begins.
+HUE_TOLERANCE = 0.5 / len(clip.COLOURS)
+
+
+class Edit(NamedTuple):
+    """One edit: what is said before, after and of the layer, the true result, and how it is told.
+
+    ``source`` and ``truth`` are uint8 [128, 128, 3].
+    """
+
+    kind: str
+    said: tuple[str, str, str]
+    source: np.ndarray
+    truth: np.ndarray
+    reached: Callable[[reader.Reading], bool]
+
+
+def edits(index: int) -> list[Edit]:
+    """An edit of each kind, of one held-out dog."""
+    who, rng = world.identity("heldout", index), np.random.default_rng([83, index])
+    who = dataclasses.replace(who, marking="plain")
+    now = world.attributes(rng)._replace(accessory="none")
+    colour = clip.colour_of(who)
+    place = clip.COLOURS.index(colour)
+    other = (place + int(rng.integers(2, len(clip.COLOURS) - 1))) % len(clip.COLOURS)
+    hue = other / len(clip.COLOURS)
+
+    def another(values: tuple[str, ...], than: str) -> str:
+        return str(rng.choice([value for value in values if value != than]))
+
+    then = {
+        "pose": now._replace(pose=another(world.POSES, now.pose)),
+        "place": now._replace(place=another(world.PLACES, now.place)),
+        "accessory": now._replace(accessory=another(world.ACCESSORIES, "none")),
+    }
+    before, source = Said(*now, None, None), world.render(who, now)
+
+    def edit(
+        kind: str,
+        after: Said,
+        layer: Said,
+        truth: np.ndarray,
+        reached: Callable[[reader.Reading], bool],
+        now: Said = before,
+    ) -> Edit:
+        texts = tuple(clip.sentence(said) for said in (now, after, layer))
+        return Edit(kind, texts, source, truth, reached)  # type: ignore[arg-type]  # three of them
+
+    alone = Said(None, None, "none", None, None)
+    made = [
+        edit(
+            "colour", before._replace(colour=clip.COLOURS[other]),
+            alone._replace(colour=clip.COLOURS[other]),
+            world.render(dataclasses.replace(who, hue=hue), now),
+            lambda found: metrics.hue_distance(found.hue, hue) <= HUE_TOLERANCE,
+            before._replace(colour=colour),
+        ),
+        edit(
+            "texture", before._replace(spotted=True), alone._replace(spotted=True),
+            world.render(dataclasses.replace(who, marking="spots"), now),
+            lambda found: found.marking == "spots",
+        ),
+    ]  # fmt: skip
+    for kind, wanted in then.items():
+        value = getattr(wanted, kind)
+        made.append(
+            edit(
+                kind, Said(*wanted, None, None), alone._replace(**{kind: value}),
+                world.render(who, wanted),
+                lambda found, kind=kind, value=value: getattr(found, kind) == value,
+            )
+        )  # fmt: skip
+    return made
+
+
+class Studio:
+    """The node with both encoders, and the judge."""
+
+    def __init__(self, comfyui: Path, how: dict[str, Any]) -> None:
+        """Start ComfyUI; ``how`` are inputs of the node."""
+        self.pack, self.how = imagic.start(comfyui), how
+        self.eyes, self.judge = clip_layout.in_host(), reader.load()
+
+    def run(self, edit: Edit) -> tuple[dict[str, Any], np.ndarray]:
+        """The figures of one edit, and its picture."""
+        began = time.monotonic()
+        photograph = torch.from_numpy(edit.source.astype(np.float32) / 255)[None]
+        source, target, layer = edit.said
+        image, _, opacity, _ = self.pack.call(
+            "ImagicText2Live", photograph, *self.eyes, target, source, layer, **self.how
+        )
+        picture = (image[0] * 255).round().byte().numpy()
+        (found,) = reader.read(self.judge, picture[None])
+        return {
+            "kind": edit.kind,
+            "said": edit.said,
+            "reached": edit.reached(found),
+            "is_a_dog": found.pose != reader.NO_DOG,
+            "psnr": metrics.psnr(picture, edit.truth),
+            "psnr_of_nothing_done": metrics.psnr(edit.source, edit.truth),
+            "toward_sentence": self.nearer(photograph, image, target),
+            "opacity": opacity.mean().item(),
+            "seconds": round(time.monotonic() - began, 1),
+        }, picture
+
+    def nearer(self, before: torch.Tensor, after: torch.Tensor, text: str) -> float:
+        """How much nearer to the sentence CLIP finds the result, as a difference of cosines."""
+        with torch.inference_mode():
+            said = self.pack.host.sentences_of_pair(*self.eyes, [text])
+            was, now = (
+                torch.cosine_similarity(self.eyes[0].encode_image(p)["image_embeds"], said).item()
+                for p in (before, after)
+            )
+        return now - was
+
+
+def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means of each kind."""
+    figures = (
+        "reached", "is_a_dog", "psnr", "psnr_of_nothing_done", "toward_sentence", "opacity"
+    )  # fmt: skip
+    rows = []
+    for kind in dict.fromkeys(r["kind"] for r in results):
+        of_kind = [r for r in results if r["kind"] == kind]
+        means = {f: round(float(np.mean([r[f] for r in of_kind])), 3) for f in figures}
+        rows.append({"kind": kind, "edits": len(of_kind), **means})
+    return rows
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = command.parser(__doc__, "text2live")
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--dogs", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--views", type=int, default=4)
+    arguments = parser.parse_args()
+    how = {"steps": arguments.steps, "views": arguments.views, "seed": 0}
+    studio = Studio(command.comfyui(), how)
+    results, sheet = [], []
+    for index in range(arguments.dogs):
+        row: list[np.ndarray] = []
+        for edit in edits(index):
+            found, picture = studio.run(edit)
+            results.append(found)
+            row += [edit.source] * (not row) + [picture, edit.truth]
+            print(json.dumps(found), flush=True)
+        sheet.append(np.concatenate(row, 1))
+        # After every dog, so that a run cut short is not lost.
+        command.write(arguments.json, {"how": how, "kinds": table(results), "edits": results})
+        if arguments.sheet:
+            Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
+    for line in table(results):
+        print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
