@@ -1,11 +1,12 @@
-"""What Text2LIVE can change: colours, texture, place, accessory and pose, with a known truth.
+"""What Text2LIVE can change: colour, place, accessory and pose, with a known truth.
 
     python tests/benchmarks/text2live.py [--json OUT.json] [--sheet OUT.png] [--dogs N] [--steps N]
                      [--views N]
 
 The node of the pack in the real host, with the miniature's CLIP, on dogs that neither CLIP nor the
 judge has ever seen: one edit of each kind a dog. The judge is the shipped reader, which has no part
-in the painting.
+in the painting. A texture of its own there is not: the dogs' spots are too small for this CLIP
+(tests/miniature/run/README.md), so that of a place is the only one.
 """
 
 import json
@@ -54,7 +55,6 @@ class Edit(NamedTuple):
 def edits(index: int) -> list[Edit]:
     """An edit of each kind, of one held-out dog."""
     who, rng = world.identity("heldout", index), np.random.default_rng([83, index])
-    who = dataclasses.replace(who, marking="plain")
     now = world.attributes(rng)._replace(accessory="none")
     colour = clip.colour_of(who)
     place = clip.COLOURS.index(colour)
@@ -90,11 +90,6 @@ def edits(index: int) -> list[Edit]:
             world.render(dataclasses.replace(who, hue=hue), now),
             lambda found: metrics.hue_distance(found.hue, hue) <= HUE_TOLERANCE,
             before._replace(colour=colour),
-        ),
-        edit(
-            "texture", before._replace(spotted=True), alone._replace(spotted=True),
-            world.render(dataclasses.replace(who, marking="spots"), now),
-            lambda found: found.marking == "spots",
         ),
     ]  # fmt: skip
     for kind, wanted in then.items():
@@ -167,9 +162,9 @@ def main() -> None:
     """Run, print, write."""
     parser = command.parser(__doc__, "text2live")
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--dogs", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--dogs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--views", type=int, default=2)
     arguments = parser.parse_args()
     how = {"steps": arguments.steps, "views": arguments.views, "seed": 0}
     studio = Studio(command.comfyui(), how)
