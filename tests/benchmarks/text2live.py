@@ -82,11 +82,10 @@ def edits(index: int) -> list[Edit]:
         texts = tuple(clip.sentence(said) for said in (now, after, layer))
         return Edit(kind, texts, source, truth, reached)  # type: ignore[arg-type]  # three of them
 
-    alone = Said(None, None, "none", None, None)
     made = [
         edit(
             "colour", before._replace(colour=clip.COLOURS[other]),
-            alone._replace(colour=clip.COLOURS[other]),
+            clip.NOTHING._replace(colour=clip.COLOURS[other]),
             world.render(dataclasses.replace(who, hue=hue), now),
             lambda found: metrics.hue_distance(found.hue, hue) <= HUE_TOLERANCE,
             before._replace(colour=colour),
@@ -96,7 +95,7 @@ def edits(index: int) -> list[Edit]:
         value = getattr(wanted, kind)
         made.append(
             edit(
-                kind, Said(*wanted, None, None), alone._replace(**{kind: value}),
+                kind, Said(*wanted, None, None), clip.NOTHING._replace(**{kind: value}),
                 world.render(who, wanted),
                 lambda found, kind=kind, value=value: getattr(found, kind) == value,
             )

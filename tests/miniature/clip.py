@@ -48,6 +48,9 @@ class Said(NamedTuple):
     spotted: bool | None
 
 
+NOTHING = Said(None, None, "none", None, None)
+
+
 def colour_of(who: world.Identity) -> str:
     """The word for the coat's hue."""
     return COLOURS[round(who.hue * len(COLOURS)) % len(COLOURS)]

@@ -29,6 +29,7 @@ from miniature.clip import (  # noqa: E402
     PICTURE,
     VOCABULARY,
     WIDTH,
+    Clip,
 )
 
 FILE = asset.FOLDER / "clip.safetensors"
@@ -51,6 +52,13 @@ FULL = {"vision_model": Full(1024, 16, 24), "text_model": Full(768, 12, 12)}
 def shipped() -> Tensors:
     """The trained tensors, float32."""
     return {name: t.astype(np.float32) for name, t in load_file(FILE).items()}
+
+
+def load() -> Clip:
+    """The shipped CLIP by itself, which needs no ComfyUI."""
+    model = Clip()
+    model.load_state_dict({name: torch.from_numpy(t) for name, t in shipped().items()})
+    return model.eval()
 
 
 def tower(own: Tensors, name: str) -> Tensors:

@@ -168,13 +168,6 @@ def train(run: Run) -> clip.Clip:
     return model
 
 
-def load() -> clip.Clip:
-    """The shipped CLIP."""
-    model = clip.Clip()
-    model.load_state_dict({n: torch.from_numpy(t) for n, t in clip_layout.shipped().items()})
-    return model.eval()
-
-
 def main() -> None:
     """Train and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
