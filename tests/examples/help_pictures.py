@@ -17,21 +17,19 @@ from typing import Any
 
 from machine.environment import REPOSITORY
 from machine.host_process import serve
-from miniature import clip_layout
 from miniature.build import build
 from PIL import Image
 from talk.api import Prompt
 from talk.client import Client
 
 from examples import ours
-from examples.prompts import put
 from examples.sheet import contact_sheet
 
 DOCS = REPOSITORY / "web" / "docs"
 TARGET = ours.SENTENCE
 ANOTHER = "a photo of a jumping dog on the grass"
 CHECKPOINT = "miniature.safetensors"
-CLIP = "miniature_clip.safetensors"
+SMALL_CLIP = Path(__file__).parent / "small_clip"
 LARGEST = 60_000
 WIDEST = 960
 
@@ -168,8 +166,7 @@ def compared(s: Studio) -> Image.Image:
 def scores(s: Studio) -> Image.Image:
     """With the CLIP that knows the miniature's world."""
     images, etas = s.swept(s.tuned, 0.1, 1.0, 10)
-    vision = s.add("CLIPVisionLoader", clip_name=CLIP)
-    clip = s.add("CLIPLoader", clip_name=CLIP, type="stable_diffusion")
+    vision, clip = s.add("MiniatureClipVision"), s.add("MiniatureClip")
     score = s.add(
         "ImagicScoreEdits", images=images, original=s.image, etas=etas, text=TARGET,
         clip_vision=[vision, 0], clip=[clip, 0],
@@ -233,14 +230,11 @@ def main(names: list[str]) -> None:
     """Write the pictures of these names, or all."""
     with tempfile.TemporaryDirectory() as made:
         checkpoint = build(Path(made) / CHECKPOINT)
-        clip = clip_layout.build(Path(made) / CLIP)
         comfyui = Path(os.environ["COMFYUI_PATH"])
         with (
-            serve(comfyui, [checkpoint]) as server,
+            serve(comfyui, [checkpoint], more_packs=[SMALL_CLIP]) as server,
             Client(server.url) as client,
         ):
-            for folder in ("clip_vision", "text_encoders"):
-                put(clip, server.base / "models" / folder / CLIP)
             photograph = Image.open(ours.photograph(server.base / "input"))
             studio = Studio(client, photograph)
             for name, picture in PICTURES.items():

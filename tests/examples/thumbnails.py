@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from machine.host_process import serve
-from miniature import clip_layout
+from miniature import clip, world
 from miniature.build import build
 from PIL import Image
 from talk.api import Prompt
 from talk.client import Client
-from talk.workflow import find, nodes_of
+from talk.workflow import nodes_of
 
 from examples import ours
 from examples.companions import build_upscaler
@@ -41,8 +41,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "KSampler": {"cfg": 3.0},
     "KSamplerAdvanced": {"cfg": 3.0},
 }
-CLIP = "miniature_clip.safetensors"
-CLIP_LOADERS = dict.fromkeys(("CLIPVisionLoader", "CLIPLoader"), {"clip_name": CLIP})
+CLIP = {"CLIPVisionLoader": "MiniatureClipVision", "CLIPLoader": "MiniatureClip"}
+SMALL_CLIP = Path(__file__).parent / "small_clip"
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
 # under its guidance.
 LARGEST = 60_000
@@ -125,10 +125,17 @@ def find_eta(studio: Studio) -> Image.Image:
     return whole
 
 
+def with_clip(prompt: Prompt) -> Prompt:
+    """The prompt with the CLIP that knows the miniature's world."""
+    for kind, ours_of in CLIP.items():
+        (key,) = nodes_of(prompt, kind)
+        prompt[key] = {"class_type": ours_of, "inputs": {}}
+    return prompt
+
+
 def choose_eta(studio: Studio) -> Image.Image:
     """With the CLIP that knows the miniature's world."""
-    prompt = studio.prompt("imagic_choose_eta", [TARGET], CLIP_LOADERS)
-    find(prompt, "ImagicScoreEdits")["text"] = TARGET
+    prompt = with_clip(studio.prompt("imagic_choose_eta", [TARGET], {}))
     curves, chosen = studio.run(prompt, "ImagicScoreEdits", "SaveImage")
     both = Image.new("RGB", (curves.width + 240, curves.height), "white")
     both.paste(curves, (0, 0))
@@ -162,6 +169,18 @@ def cascade(studio: Studio) -> Image.Image:
     return contact_sheet([("input", studio.photograph), (label, small)], TARGET)
 
 
+def text2live(studio: Studio) -> Image.Image:
+    """Another coat, and where it was painted."""
+    colour, other = clip.colour_of(world.identity("heldout", 7)), "yellow"
+    says = "a photo of a standing {} dog on the grass"
+    how = {"steps": 100, "views": 2, "layer_text": f"a photo of a {other} dog"}
+    how |= {"text": says.format(other), "source_text": says.format(colour)}
+    prompt = with_clip(studio.prompt("baseline_text2live", [], {"ImagicText2Live": how}))
+    edit, painted = studio.run(prompt, "SaveImage", "PreviewImage")
+    tiles = [("input", studio.photograph), ("Text2LIVE", edit), ("where it was painted", painted)]
+    return contact_sheet(tiles, how["text"])
+
+
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     "imagic_edit": lambda s: s.beside("imagic_edit", "{eta}"),
     "imagic_app": lambda s: s.beside("imagic_app", "{eta}"),
@@ -182,6 +201,7 @@ PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     ),
     "baseline_sdedit": lambda s: s.beside("baseline_sdedit", "SDEdit, denoise 0.6"),
     "baseline_ddib": lambda s: s.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET)),
+    "baseline_text2live": text2live,
 }
 """By name, in the order that makes use of the server's cache."""
 
@@ -203,14 +223,11 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as made:
         checkpoint = build(Path(made) / CHECKPOINT)
         upscaler = build_upscaler(Path(made) / ESRGAN["name"])
-        clip = clip_layout.build(Path(made) / CLIP)
         with (
-            serve(comfyui, [checkpoint]) as server,
+            serve(comfyui, [checkpoint], more_packs=[SMALL_CLIP]) as server,
             Client(server.url) as client,
         ):
             put(upscaler, server.base / "models/upscale_models" / upscaler.name)
-            for folder in ("clip_vision", "text_encoders"):
-                put(clip, server.base / "models" / folder / CLIP)
             photograph = Image.open(ours.photograph(server.base / "input"))
             studio = Studio(client, photograph)
             for name, picture in PICTURES.items():
