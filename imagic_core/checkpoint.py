@@ -28,7 +28,7 @@ class Training:
 
     Attributes:
         losses: of the steps that are done.
-        is_whole: whether all of it is of the same step; not while the optimiser changes it.
+        is_moving: whether the optimiser is changing it.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Training:
         """Take the parts before the first step; the optimiser has the parameters."""
         self.optimiser, self.scaler, self.generator = optimiser, scaler, generator
         self.losses: list[float] = []
-        self.is_whole = True
+        self.is_moving = False
         self._drawn = generator.get_state()
 
     @property
@@ -48,15 +48,20 @@ class Training:
         """What is trained, in the optimiser's order."""
         return [leaf for group in self.optimiser.param_groups for leaf in group["params"]]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is of the same step."""
+        return not self.is_moving and not getattr(self.optimiser, "is_within_step", False)
+
     def step(self, loss: float) -> None:
         """Let the optimiser make its step; ``loss`` is that of the step, before its change."""
-        self.is_whole = False
+        self.is_moving = True
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         self.losses.append(loss)
         self._drawn = self.generator.get_state()
-        self.is_whole = True
+        self.is_moving = False
 
     def take(self) -> Checkpoint:
         """It after its last whole step, also in the middle of the next one.

@@ -10,7 +10,10 @@ low-rank change share one step between them was measured.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +34,9 @@ class RelativeSteps(torch.optim.Optimizer):
     Thin matrices [r, n] move in all their directions alike, and what counts is the root of the sum
     of the squares. Of whole weights each number moves alike, which costs next to nothing, and what
     counts is the largest singular value, since it grows with the width where the numbers do not.
+
+    The gradient of a whole weight can go into its momentum, and away, as soon as the backward pass
+    has it, so that no two are held.
     """
 
     def __init__(
@@ -38,6 +44,8 @@ class RelativeSteps(torch.optim.Optimizer):
         thin: Sequence[tuple[Tensor, float]],
         whole: Sequence[tuple[Tensor, float]],
         lr: float,
+        *,
+        at_once: bool = False,
     ) -> None:
         """Take what is to be trained, float32 leaves, each with what its steps are measured in.
 
@@ -45,6 +53,7 @@ class RelativeSteps(torch.optim.Optimizer):
             thin: matrices [r, n], with one r for all.
             whole: weights [out, ...] and biases.
             lr: size of a step, as a share of that.
+            at_once: take gradients so; not where a scaler has to see them first.
         """
         groups = [
             {"params": [p for p, _ in kind], "sizes": [size for _, size in kind], "thin": is_thin}
@@ -52,40 +61,71 @@ class RelativeSteps(torch.optim.Optimizer):
             if kind
         ]
         super().__init__(groups, {"lr": lr})
+        self._came: set[Tensor] = set()
+        # Weakly: a ring of references would hold the memory after the training.
+        held = weakref.ref(self)
+        for p, _ in whole if at_once else ():
+            p.register_post_accumulate_grad_hook(partial(_hand_over, held))
+
+    @property
+    def is_within_step(self) -> bool:
+        """Whether some gradients have been taken for a step that is not done."""
+        return bool(self._came)
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure
-        """Change each tensor that has a gradient."""
+        """Change each tensor that has got a gradient."""
         for group in self.param_groups:
-            pairs = zip(group["params"], group["sizes"], strict=True)
-            moved = [(p, size) for p, size in pairs if p.grad is not None]
-            if not moved:
-                continue
-            for p, _ in moved:
-                if not self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-            gradients = [p.grad for p, _ in moved]
-            momentum = [self.state[p]["momentum"] for p, _ in moved]
-            torch._foreach_lerp_(momentum, gradients, 1 - MOMENTUM)
-            # Nesterov's: where the momentum will have come to.
-            torch._foreach_lerp_(gradients, momentum, MOMENTUM)
-            turn = orthogonal if group["thin"] else signs
-            for (p, size), change in zip(moved, turn(gradients), strict=True):
-                share = len(p) ** -0.5 if group["thin"] else 1.0
-                p.sub_(change, alpha=group["lr"] * share * size)
+            (self._step_thin if group["thin"] else self._step_whole)(group)
+
+    def _step_thin(self, group: dict[str, Any]) -> None:
+        pairs = zip(group["params"], group["sizes"], strict=True)
+        moved = [(p, size) for p, size in pairs if p.grad is not None]
+        if not moved:
+            return
+        gradients = [p.grad for p, _ in moved]
+        momentum = [self._momentum(p) for p, _ in moved]
+        torch._foreach_lerp_(momentum, gradients, 1 - MOMENTUM)
+        # Nesterov's: where the momentum will have come to.
+        torch._foreach_lerp_(gradients, momentum, MOMENTUM)
+        for (p, size), change in zip(moved, orthogonal(gradients), strict=True):
+            p.sub_(change, alpha=group["lr"] * len(p) ** -0.5 * size)
+
+    def _step_whole(self, group: dict[str, Any]) -> None:
+        for p, size in zip(group["params"], group["sizes"], strict=True):
+            if p.grad is not None:
+                self._take(p)
+            if p in self._came:
+                momentum = self._momentum(p)
+                p.sub_(signs(momentum), alpha=group["lr"] * size)
+                momentum.mul_(MOMENTUM)
+        self._came.clear()
+
+    @torch.no_grad()
+    def _take(self, p: Tensor) -> None:
+        """Let a gradient, or its part of some of the draws, go into the momentum."""
+        if p.grad is not None:
+            self._momentum(p).add_(p.grad, alpha=1 - MOMENTUM)
+        self._came.add(p)
+        p.grad = None
+
+    def _momentum(self, p: Tensor) -> Tensor:
+        if not self.state[p]:
+            self.state[p]["momentum"] = torch.zeros_like(p)
+        found: Tensor = self.state[p]["momentum"]
+        return found
 
 
-def signs(whole: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The signs of each weight, so that its largest singular value is one; of a vector as they are.
+def _hand_over(optimiser: weakref.ref[RelativeSteps], p: Tensor) -> None:
+    found = optimiser()
+    if found is not None:
+        found._take(p)
 
-    Args:
-        whole: weights [out, ...] or vectors, which are overwritten.
-    """
-    for weight in whole:
-        weight.sign_()
-        if weight.ndim > 1:
-            weight.mul_(1 / largest(weight.flatten(1)).clamp(min=1e-30))
-        yield weight
+
+def signs(weight: Tensor) -> Tensor:
+    """The signs of a weight [out, ...], with a largest singular value of one; of a vector as is."""
+    found = weight.sign()
+    return found.div_(largest(found.flatten(1)).clamp(min=1e-30)) if found.ndim > 1 else found
 
 
 def largest(matrix: Tensor, turns: int = 3) -> Tensor:

@@ -71,6 +71,13 @@ class ImagicFinetuneModel(io.ComfyNode):
                         tooltip="lora only: width of the change. Higher can learn more, and takes "
                         "more memory and disk.",
                     ),
+                    io.LoraModel.Input(
+                        "lora",
+                        optional=True,
+                        tooltip="What Imagic Fine-tune Model learned before, perhaps from Imagic "
+                        "Load Edit: training goes on from there, by the method and the rank of "
+                        "that. In a model that has it already it is not added again.",
+                    ),
                     schema.keep_input(),
                 ),
             ],
@@ -106,16 +113,19 @@ class ImagicFinetuneModel(io.ComfyNode):
         training_dtype: str = "auto",
         save_memory: str = "auto",
         rank: int = 16,
+        lora: comfy_host.Lora | None = None,
         keep: bool = True,
     ) -> io.NodeOutput:
         """Fine-tune a copy of ``model`` on ``image`` under ``optimized``."""
+        if lora is not None:
+            model = comfy_host.without_lora(model, lora)
         settings = replace(
             METHODS[method], steps=steps, learning_rate=learning_rate, batch_size=batch_size
         )
         recipes = {"fast": (FAST_METHOD, FAST), "paper": (PAPER_METHOD, PAPER)}
         method, settings = recipes.get(recipe, (method, settings))
         what = (method, rank) if method == "lora" else (method,)
-        run = Run(replace(settings, seed=seed), training_dtype, save_memory, keep, what)
+        run = Run(replace(settings, seed=seed), training_dtype, save_memory, keep, (*what, lora))
 
         def stage(s: Session) -> Learned:
             losses = finetune_model(
@@ -127,7 +137,7 @@ class ImagicFinetuneModel(io.ComfyNode):
             read_wires(model, "optimized", optimized, image),
             run,
             stage,
-            lambda: comfy_host.new_changes(model, method, rank, seed),
+            lambda: comfy_host.new_changes(model, method, rank, seed, lora),
         )
-        lora = dict(learned.tensors)
-        return io.NodeOutput(comfy_host.apply_lora(model, lora), lora, {"loss": learned.losses})
+        found = dict(learned.tensors)
+        return io.NodeOutput(comfy_host.apply_lora(model, found), found, {"loss": learned.losses})

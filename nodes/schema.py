@@ -8,7 +8,8 @@ from functools import wraps
 from comfy_api.latest import io
 
 from ..imagic_core.fit import Settings
-from .train import DTYPES, RECIPES, SAVE_MEMORY
+from .memory import SAVE_MEMORY
+from .train import DTYPES, RECIPES
 
 Define = Callable[[type[io.ComfyNode]], io.Schema]
 

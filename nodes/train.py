@@ -19,7 +19,7 @@ from ..imagic_core.objective import Embedding, Photographs
 from . import comfy_host
 from .errors import BadInputError, OutOfMemoryError
 from .kept import Learned, Shelf, keeping
-from .memory import GB, check_fits, memory
+from .memory import GB, TightError, Way, at_least, check_free, memory, ways
 from .progress import Reporter, drawn_latent, say
 
 RECIPES = ("as set", "fast", "paper")
@@ -29,9 +29,6 @@ DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
-SAVE_MEMORY = {"auto": (False, True), "on": (True,), "off": (False,)}
-"""Choice -> whether to recompute blocks, attempt by attempt while the memory does not suffice."""
-
 LATENT_PLACES_AT_ONCE = 64 * 64  # one picture of 512 px in an 8x autoencoder
 
 
@@ -134,7 +131,7 @@ def train(
 
     Raises:
         BadInputError: the conditioning does not fit the model, or the model cannot be trained.
-        OutOfMemoryError: the memory does not or cannot suffice even with recomputed blocks.
+        OutOfMemoryError: the memory does not or cannot suffice even in the smallest way.
     """
     at_once = max(1, LATENT_PLACES_AT_ONCE // wires.photographs.x0[0, 0].numel())
     settings = replace(run.settings, micro_batch=min(run.settings.batch_size, at_once))
@@ -147,14 +144,14 @@ def train(
         say(told)
         return known
 
+    device, its_ways = wires.model.load_device, ways(run.save_memory, settings.micro_batch)
+
     # A function of its own, so that nothing of a failed attempt lives on into the next.
-    def attempt(recompute: bool) -> Learned:
+    def attempt(way: Way) -> Learned:
         changes = new_changes()
-        least = check_fits(wires.model, changes)
-        say(
-            f"{settings.steps} steps of {settings.batch_size} evaluations, forward and back, in at "
-            f"least {least / GB:.1f} GB; {memory(wires.model.load_device)}"
-        )
+        least = at_least(wires.model, changes, way)
+        told = f"{settings.steps} steps of {settings.batch_size} evaluations, forward and back, "
+        say(f"{told}in at least {least / GB:.1f} GB; {memory(device)}")
         with (
             comfy_host.trainable(
                 wires.model,
@@ -162,20 +159,29 @@ def train(
                 wires.sentence,
                 changes,
                 compute_dtype=DTYPES[run.training_dtype],
-                recompute=recompute,
+                recompute=way.recompute,
+                in_main_memory=way.in_main_memory,
             ) as (denoiser, photographs),
             keeping(shelf, denoiser) as keeper,
         ):
+            try:
+                needed = check_free(
+                    device, denoiser.draw_bytes, changes, way, relative=settings.relative
+                )
+            except TightError:
+                if way != its_ways[-1]:
+                    raise
+                needed = None  # only a guess: better to try
+            more = "" if needed is None else f", {needed / GB:.1f} GB beside the weights"
+            say(f"{told}{way}{more}; {memory(device)}")
             embedding = comfy_host.to_device(wires.sentence.embedding, photographs.x0.device)
-            device = wires.model.load_device
             reporter = Reporter(device, settings.steps, drawn_latent(wires.model))
-            return stage(
-                Session(denoiser, photographs, embedding, changes, settings, reporter, keeper)
-            )
+            own = replace(settings, micro_batch=way.at_once)
+            return stage(Session(denoiser, photographs, embedding, changes, own, reporter, keeper))
 
-    for recompute in SAVE_MEMORY[run.save_memory]:
+    for way in its_ways:
         try:
-            learned = attempt(recompute)
+            learned = attempt(way)
             if shelf:
                 shelf.put(learned)
             return learned
@@ -187,8 +193,8 @@ def train(
                 f"{tuple(wires.photographs.x0.shape)}; connect the text encoder and the VAE that "
                 f"belong to this model. The model said: {error}"
             ) from error
-        except torch.OutOfMemoryError:
-            comfy_host.LOGGER.info("out of memory, recompute blocks: %s", recompute)
+        except (torch.OutOfMemoryError, TightError) as error:
+            comfy_host.LOGGER.info("not enough memory for %s: %s", way, str(error).split("\n")[0])
         # Not before the exception is gone, whose traceback holds all that the attempt had made.
         comfy.model_management.soft_empty_cache()
     raise OutOfMemoryError(

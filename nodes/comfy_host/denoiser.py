@@ -22,6 +22,7 @@ class HostDenoiser:
 
     Attributes:
         changes_in_place: whether the network changes what autograd keeps of it.
+        draw_bytes: what one draw takes, forth and back, beside the weights; None if unknown.
         transformer_options: see the host's sampling.
     """
 
@@ -38,6 +39,7 @@ class HostDenoiser:
         self.latent_image = x0[:1]
         self.passes = 0
         self.changes_in_place = False
+        self.draw_bytes: int | None = None
         self.wrappers = training_wrappers(patcher)
         self.transformer_options = {
             **patcher.model_options.get("transformer_options", {}),

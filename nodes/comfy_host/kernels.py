@@ -32,7 +32,7 @@ def differentiable_kernels() -> Iterator[None]:
         # Compiled blocks compute the same, but keep other tensors for the backward pass.
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             undo.enter_context(torch.compiler.set_stance("force_eager"))
-        for name, eager in _kitchen():
+        for name, eager in kitchen():
             fast = getattr(torch.ops.comfy_kitchen, name)
             undo.enter_context(
                 _replaced(torch.ops.comfy_kitchen, name, _with_gradient(fast, eager))
@@ -59,13 +59,13 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def _kitchen() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Kernels of ``comfy_kitchen``, each with the same in PyTorch."""
+def kitchen() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Kernels of ``comfy_kitchen`` that nobody has replaced, each with the same in PyTorch."""
     eager = sys.modules.get("comfy_kitchen.backends.eager")
     for name in getattr(eager, "__all__", ()):
         function = getattr(eager, name)
-        operator = getattr(torch.ops.comfy_kitchen, name, None)
-        if operator is not None and _SMOOTH.search(name) and not name.endswith("_"):
+        operator: Any = getattr(torch.ops.comfy_kitchen, name, None)
+        if hasattr(operator, "default") and _SMOOTH.search(name) and not name.endswith("_"):
             schema = [argument.name for argument in operator.default._schema.arguments]
             if schema == list(inspect.signature(function).parameters):
                 yield name, function

@@ -51,6 +51,47 @@ def changes_to_lora(changes: Mapping[str, Difference | LowRank]) -> dict[str, Te
     return {name: t.detach().float().cpu().contiguous() for name, t in lora.items()}
 
 
+def rank_of(lora: Lora) -> int | None:
+    """The rank of a LORA_MODEL; None where it has only differences.
+
+    Raises:
+        BadInputError: it has several.
+    """
+    ranks = sorted({len(tensor) for key, tensor in lora.items() if layer_of(key)[1] == DOWN})
+    if len(ranks) > 1:
+        raise BadInputError(
+            f"'lora' has the ranks {', '.join(map(str, ranks))}, but training goes on with one for "
+            "all layers; connect what Imagic Fine-tune Model learned."
+        )
+    return ranks[0] if ranks else None
+
+
+@torch.no_grad()
+def begin_with(changes: Mapping[str, Difference | LowRank], lora: Lora) -> None:
+    """Let untrained changes begin as a LORA_MODEL has them, which passes ``check_lora``.
+
+    Raises:
+        BadInputError: it has a change that none of them is.
+    """
+    left = dict(lora)
+    for key, change in changes.items():
+        layer, name = key.rsplit(".", 1)
+        if isinstance(change, Difference):
+            found = left.pop(layer + (DIFF if name == "weight" else DIFF_BIAS), None)
+            if found is not None:
+                change.difference.copy_(found)
+        elif layer + DOWN in left:
+            down = left.pop(layer + DOWN).flatten(1)
+            alpha = left.pop(layer + ALPHA, None)
+            change.down.copy_(down * (1.0 if alpha is None else alpha.item() / len(down)))
+            change.out.copy_(left.pop(layer + UP).flatten(1).mT)
+    if left:
+        raise BadInputError(
+            f"'lora' changes {layer_of(next(iter(left)))[0]!r:.120} in a way that 'method' does "
+            "not; choose the method that it was learned by."
+        )
+
+
 def rounded(lora: Lora) -> dict[str, Tensor]:
     """The LORA_MODEL in the number formats that a file keeps it in, on the CPU.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -71,22 +71,26 @@ def check_trains(
     )
 
     wanted = [*leaves.tensors(), *trained]
+    reached: set[int] = set()
 
-    def pass_gradient() -> list[bool]:
+    def note(leaf: Tensor) -> None:
+        reached.add(id(leaf))
+        leaf.grad = None  # at once, so that no two of them are held
+
+    def pass_gradient() -> None:
         output = _predict(denoiser, x0, leaves)
-        if not output.requires_grad:
-            return [False] * len(wanted)
-        gradients = torch.autograd.grad(output.float().sum(), wanted, allow_unused=True)
-        return [gradient is not None for gradient in gradients]
+        if output.requires_grad:
+            output.float().sum().backward()
 
+    hooks = [leaf.register_post_accumulate_grad_hook(note) for leaf in wanted]
     try:
         try:
-            reached = pass_gradient()
+            pass_gradient()
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
             denoiser.changes_in_place = True
-            reached = pass_gradient()
+            pass_gradient()
     except torch.OutOfMemoryError:
         raise
     except _REFUSALS as error:
@@ -95,13 +99,28 @@ def check_trains(
             f"Disconnect the nodes that change how it computes, between it and its loader. It "
             f"said: {error}"
         ) from error
-    if not any(reached[: -len(trained) or None]):
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not any(id(leaf) in reached for leaf in leaves.tensors()):
         raise BadInputError(
             f"{_described(denoiser)} takes nothing of the sentence that could be optimised: its "
             "prediction has no gradient by the text embedding. Connect a model that reads "
             "embeddings, not words."
         )
-    return reached[len(wanted) - len(trained) :]
+    return [id(leaf) in reached for leaf in trained]
+
+
+def peak_of(device: torch.device) -> Callable[[], int | None]:
+    """From now on, what is in use of a device at most, in bytes over what is in use now.
+
+    Only a GPU counts them: elsewhere that is None.
+    """
+    if device.type != "cuda":
+        return lambda: None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    return lambda: torch.cuda.max_memory_allocated(device) - before
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from ...imagic_core.objective import Photographs
 from .changes import applied
 from .denoiser import HostDenoiser, to_device
 from .kernels import differentiable_kernels, differentiable_options
-from .probe import check_draws, check_sampled, check_trains, watched
+from .probe import check_draws, check_sampled, check_trains, peak_of, watched
 from .recompute import recomputed
 from .sockets import Model
 
@@ -32,6 +32,7 @@ def trainable(
     *,
     compute_dtype: torch.dtype | None = None,
     recompute: bool = False,
+    in_main_memory: bool = False,
 ) -> Iterator[tuple[HostDenoiser, Photographs]]:
     """Load the model for training; on exit, whatever happened, it is as it was.
 
@@ -42,6 +43,8 @@ def trainable(
         changes: state dict key of a weight -> its change.
         compute_dtype: number format to compute in; None is the model's own.
         recompute: pass each block once more in the backward pass instead of keeping it.
+        in_main_memory: let weights lie there while they are not in use; only where blocks are
+            recomputed does the backward pass not hold them either.
 
     Yields:
         The denoiser with the changes applied, and the photographs on the model's device.
@@ -56,7 +59,7 @@ def trainable(
     with ExitStack() as undo:
         # Asking for more than there is makes room: the text encoder and the VAE are unloaded.
         comfy.model_management.load_models_gpu(
-            [patcher], memory_required=1e20, force_full_load=True
+            [patcher], memory_required=1e20, force_full_load=not in_main_memory
         )
         undo.callback(patcher.cleanup)
         patcher.pre_run()
@@ -79,7 +82,9 @@ def trainable(
             undo.enter_context(applied(patcher, changes))
         leaves = [p for change in (changes or {}).values() for p in change.parameters()]
         leaves = [leaf for leaf in leaves if leaf.requires_grad]
+        taken = peak_of(patcher.load_device)
         reached = check_trains(denoiser, *first, leaves)
+        denoiser.draw_bytes = taken()
         check_sampled(denoiser, changes or {}, sampled, {id(p) for p in compress(leaves, reached)})
         yield denoiser, photographs
 

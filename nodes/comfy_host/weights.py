@@ -8,6 +8,7 @@ from torch import Tensor
 from ...imagic_core.changes import Difference, LowRank
 from ...imagic_core.finetune import choose_changes
 from ..errors import BadInputError
+from .lora import Lora, begin_with, check_lora, rank_of
 from .sockets import Model
 
 Changes = dict[str, Difference | LowRank]
@@ -33,13 +34,26 @@ def weight_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     }
 
 
-def new_changes(model: Model, method: str, rank: int, seed: int) -> Changes:
-    """The untrained changes of the weights that ``method`` moves.
+def new_changes(
+    model: Model, method: str, rank: int, seed: int, lora: Lora | None = None
+) -> Changes:
+    """The changes of the weights that ``method`` moves, as they are before training.
+
+    They start at nothing, or at what ``lora`` has, whose rank goes before ``rank``.
 
     Raises:
-        BadInputError: a weight to be moved is quantised, so that no difference can be added to it.
+        BadInputError: a weight to be moved is quantised, so that no difference can be added to it;
+            or ``lora`` does not fit the model, or what the method moves.
         ValueError: see ``imagic_core.finetune.choose_changes``.
     """
+    if lora is not None:
+        try:
+            check_lora(weight_shapes(model), lora)
+        except BadInputError as error:
+            raise BadInputError(
+                f"'lora' {error}; connect the kind of model it was learned on."
+            ) from error
+        rank = rank_of(lora) or rank
     generator = torch.Generator().manual_seed(seed)
     movable = layers(model)
     with torch.inference_mode(False):
@@ -52,6 +66,8 @@ def new_changes(model: Model, method: str, rank: int, seed: int) -> Changes:
                 f"{method!r} cannot move; choose method 'lora', or load the model in float32, "
                 "float16, bfloat16 or plain float8."
             )
+    if lora is not None:
+        begin_with(changes, lora)
     return changes
 
 

@@ -41,6 +41,21 @@ ATTENTION = [0]
 Inputs = dict[str, Any]
 
 
+# The widths and the depths as comfy/model_detection.py reads them from the files.
+SD15 = {
+    "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "context_dim": 768,
+    "num_heads": 8, "num_head_channels": -1, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1, "use_linear_in_transformer": False,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+}  # fmt: skip
+SDXL = {
+    "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "context_dim": 2048,
+    "adm_in_channels": 2816, "num_classes": "sequential", "use_linear_in_transformer": True,
+    "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+}  # fmt: skip
+
+
 class Flash(torch.autograd.Function):
     """Attention as far as its memory goes: it keeps what it got and gave, not the scores."""
 
@@ -88,19 +103,7 @@ def models() -> dict[str, tuple[type, Inputs, Inputs]]:
     from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 
     one = meta(1)
-    # image_size, the widths and the depths as comfy/model_detection.py reads them from the files
-    sd15 = unet(
-        num_res_blocks=[2, 2, 2, 2], channel_mult=[1, 2, 4, 4], context_dim=768, num_heads=8,
-        num_head_channels=-1, transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
-        transformer_depth_middle=1, use_linear_in_transformer=False,
-        transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    )  # fmt: skip
-    sdxl = unet(
-        num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 4], context_dim=2048, adm_in_channels=2816,
-        num_classes="sequential", use_linear_in_transformer=True,
-        transformer_depth=[0, 0, 2, 2, 10, 10], transformer_depth_middle=10,
-        transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
-    )  # fmt: skip
+    sd15, sdxl = unet(**SD15), unet(**SDXL)
     flux = {
         "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 768,
         "context_in_dim": 4096, "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19,

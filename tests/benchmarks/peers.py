@@ -1,14 +1,18 @@
 """What a training step costs: ours beside the bare network and beside a diffusers-style loop.
 
-    python3 tests/benchmarks/peers.py [--json OUT.json] [--rounds N] [--size N]
+    python3 tests/benchmarks/peers.py [--json OUT.json] [--rounds N] [--size N] [--full-size]
 
 The same weights (the miniature's full layout, random), the same number format, one draw a step. The
 floor is the bare network's forward and backward pass: by the embedding for stage A, by all weights
 for stage B, with which `lora` is compared as well. The peer is diffusers' network, its scheduler
 and PyTorch's Adam. Rounds take turns; ratios are of medians. Memory is how far the process grows
 while it trains, each in a process of its own, over the loaded model.
+
+`--full-size` measures memory alone, on networks of the size of Stable Diffusion 1.5 at 512 px and
+of SDXL at 1024 px with random weights in bfloat16, one step each. Without a GPU it takes an hour.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -16,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,39 +34,98 @@ if __name__ == "__main__":
     in_host()
 
 import torch
-from families import diffusers_unet
+from families import diffusers_unet, quantised
 from families.tiny import build_tiny
 from machine import imagic
 
 from benchmarks import command
 
 METHODS = ("embedding", "full", "attention", "lora")
+FULL = {"SD15": ("Stable Diffusion 1.5", 64), "SDXL": ("SDXL", 128)}
+"""Networks of full size: the host's name -> ours, and their latent's size."""
 STEPS = 3
 """Steps of a round; the first of ours is not counted, which loads and checks as well."""
 
 Step = Callable[[], None]
 
 
+def device() -> torch.device:
+    """Where the host computes."""
+    import comfy.model_management
+
+    found: torch.device = comfy.model_management.get_torch_device()
+    return found
+
+
+def small(dtype: torch.dtype) -> Any:
+    """MODEL of the miniature's layout with random weights."""
+    import comfy.sd
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = build_tiny(Path(folder) / "tiny.safetensors", seed=0)
+        return comfy.sd.load_checkpoint_guess_config(
+            str(file), output_vae=False, output_clip=False, model_options={"dtype": dtype}
+        )[0]
+
+
+def full(name: str) -> Any:
+    """MODEL of one of ``FULL`` with random weights, made in place, without a file."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    from benchmarks import cost
+
+    config = cost.unet(**getattr(cost, name))[1] | {"use_temporal_attention": False}
+    kind = getattr(comfy.supported_models, name)(config)
+    kind.set_inference_dtype(torch.bfloat16, None)
+    network = kind.get_model({}, "", device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in network.diffusion_model.parameters():
+            scale = 0.02 if weight.ndim == 1 else weight[0].numel() ** -0.5
+            weight.normal_(generator=generator).mul_(scale)
+    return comfy.model_patcher.ModelPatcher(network, device(), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained.
+
+    Attributes:
+        network: `miniature`, or one of ``FULL``.
+        size: of the latent, which is square.
+        dtype: of the weights, and to compute in.
+    """
+
+    network: str = "miniature"
+    size: int = 16
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class How:
+    """How the training node is set."""
+
+    rank: int = 16
+    batch_size: int = 1
+    save_memory: str = "off"
+
+
 class Bench:
     """One network in the host's and in diffusers' form, and steps of each."""
 
-    def __init__(self, size: int) -> None:
-        """Take latents of ``size`` x ``size``."""
+    def __init__(self, setting: Setting) -> None:
+        """Make it."""
         self.nodes = imagic.start(command.comfyui())
-        import comfy.model_management
-        import comfy.sd
-
-        self.device = comfy.model_management.get_torch_device()
-        with tempfile.TemporaryDirectory() as folder:
-            file = build_tiny(Path(folder) / "tiny.safetensors", seed=0)
-            self.model = comfy.sd.load_checkpoint_guess_config(
-                str(file), output_vae=False, output_clip=False
-            )[0]
+        self.device = device()
+        dtype = getattr(torch, setting.dtype)
+        self.model = small(dtype) if setting.network == "miniature" else full(setting.network)
         generator = torch.Generator().manual_seed(0)
-        self.text = torch.randn(1, 77, 768, generator=generator)
-        self.pooled = torch.randn(1, 768, generator=generator)
-        self.latent = torch.randn(1, 4, size, size, generator=generator)
         self.network = self.model.model.diffusion_model.to(self.device)
+        config = self.model.model.model_config.unet_config
+        self.text = torch.randn(1, 77, config["context_dim"], generator=generator)
+        self.pooled = torch.randn(1, min(1280, config["context_dim"]), generator=generator)
+        self.latent = torch.randn(1, 4, setting.size, setting.size, generator=generator)
         self.parameters = sum(p.numel() for p in self.network.parameters())
 
     def floor(self, method: str) -> Step:
@@ -102,7 +166,7 @@ class Bench:
 
         return step
 
-    def ours(self, method: str, rank: int = 16, batch_size: int = 1) -> list[float]:
+    def ours(self, method: str, how: How | None = None, steps: int = STEPS) -> list[float]:
         """Seconds of each step of a node, but for the first."""
         text = [[self.text, {"pooled_output": self.pooled}]]
         image = {"samples": self.latent / 0.18215}
@@ -116,13 +180,14 @@ class Bench:
             report(own, progress)
 
         reporter.__call__ = stamped
-        how: dict[str, Any] = {"batch_size": batch_size, "save_memory": "off"}
+        given = asdict(how or How())
         try:
             if method == "embedding":
-                self.nodes.optimize(self.model, text, image, STEPS + 1, 1e-3, 0, **how)
+                del given["rank"]
+                self.nodes.optimize(self.model, text, image, steps + 1, 1e-3, 0, **given)
             else:
-                args = (self.model, text, image, method, STEPS + 1, 1e-6, 0)
-                self.nodes.finetune(*args, **how, rank=rank)
+                args = (self.model, text, image, method, steps + 1, 1e-6, 0)
+                self.nodes.finetune(*args, **given)
         finally:
             reporter.__call__ = report
         return [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
@@ -165,11 +230,11 @@ def step_ratios(bench: Bench, rounds: int) -> tuple[dict[str, float], dict[str, 
     return ratios, median
 
 
-def growth(bench: Bench, name: str) -> int:
+def growth(bench: Bench, kind: str, method: str, how: How, steps: int) -> int:
     """Bytes by which the process, or the GPU's use, grows at most over the loaded model."""
-    kind, _, method = name.partition(" ")
-    train = partial(bench.timed, bench.peer(method)) if kind == "peer" else None
-    train = train or partial(bench.ours, method)
+    train = partial(bench.ours, method, how, steps)
+    if kind == "peer":
+        train = partial(bench.timed, bench.peer(method))
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -186,18 +251,90 @@ def _resident(kind: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(kind)).split()[1])
 
 
-def memory_ratios(size: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Ratios of growth, and bytes for each parameter of the network."""
-    by_parameter = {}
-    for name in ("peer full", *(f"ours {method}" for method in METHODS)):
-        arguments = ["--memory-of", name, "--size", str(size)]
-        found = subprocess.run(
-            [sys.executable, __file__, *arguments], capture_output=True, text=True, check=True
-        )
-        by_parameter[name] = float(found.stdout.split()[-1])
-    peer = by_parameter["peer full"]
-    ratios = {f"{m}_memory_vs_peer": by_parameter[f"ours {m}"] / peer for m in METHODS[1:]}
-    return ratios, by_parameter
+def memory(kind: str, method: str, setting: Setting, how: How | None = None, steps: int = STEPS
+           ) -> dict[str, float]:  # fmt: skip
+    """How far a process of its own grows: GB, and bytes for each parameter of the network."""
+    asked = [kind, method, asdict(setting), asdict(how or How()), steps]
+    found = subprocess.run(
+        [sys.executable, __file__, "--memory-of", json.dumps(asked)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    grown, parameters = map(int, found.stdout.split()[-2:])
+    return {"GB": round(grown / 1e9, 2), "by parameter": round(grown / parameters, 2)}
+
+
+def growths(bench: Bench, setting: Setting) -> dict[str, dict[int, dict[str, float]]]:
+    """Seconds and memory of `lora` as one thing grows; of resolution, the floor's seconds too."""
+
+    def row(own: Bench, at: Setting, how: How) -> dict[str, float]:
+        own.ours("lora", how)
+        seconds = round(statistics.median(own.ours("lora", how)), 4)
+        return {"seconds": seconds, **memory("ours", "lora", at, how)}
+
+    resolution = {}
+    for size in (setting.size, 2 * setting.size, 4 * setting.size):
+        at = replace(setting, size=size)
+        own, how = Bench(at), How()
+        floor = statistics.median(own.timed(own.floor("full")))
+        resolution[size] = {"floor's seconds": round(floor, 4), **row(own, at, how)}
+    return {
+        "resolution": resolution,
+        "batch": {n: row(bench, setting, How(batch_size=n)) for n in (1, 2, 4)},
+        "rank": {n: row(bench, setting, How(rank=n)) for n in (4, 16, 64)},
+    }
+
+
+def sampling(bench: Bench) -> dict[str, float]:
+    """Seconds of the network's pass with what `lora` learned beside the layers, and patched in."""
+    host = bench.nodes.host
+    text = [[bench.text, {"pooled_output": bench.pooled}]]
+    image = {"samples": bench.latent / 0.18215}
+    beside, lora, _ = bench.nodes.finetune(bench.model, text, image, "lora", 1, 1e-3, 0)
+    seconds: dict[str, list[float]] = {"beside": [], "patched": []}
+    for turn in range(4):
+        for name, model in (("beside", beside), ("patched", host.carried.patched(beside))):
+            begun = time.perf_counter()
+            for _ in range(2):  # the first one loads
+                begun = time.perf_counter()
+                bench.nodes.call(
+                    "KSampler", model, 0, 5, 1.0, "euler", "normal", text, text, image, 1.0
+                )
+            seconds[name] += [time.perf_counter() - begun] if turn else []
+    assert lora
+    return {name: round(statistics.median(found), 4) for name, found in seconds.items()}
+
+
+def quantised_step(bench: Bench, setting: Setting) -> dict[str, float]:
+    """Seconds of a step of `lora` on the same weights in bfloat16 and in scaled float8."""
+    import comfy.sd
+
+    weights = {key: weight.clone() for key, weight in bench.network.state_dict().items()}
+    half = Bench(replace(setting, dtype="bfloat16"))
+    packed = Bench(setting)
+    packed.model = comfy.sd.load_diffusion_model_state_dict(
+        quantised.quantised(weights, quantised.SCALED_FP8)
+    )
+    seconds: dict[str, list[float]] = {"bfloat16": [], "scaled float8": []}
+    for turn in range(4):
+        for name, own in zip(seconds, (half, packed), strict=True):
+            found = own.ours("lora")
+            seconds[name] += found if turn else []
+    return {name: round(statistics.median(found), 4) for name, found in seconds.items()}
+
+
+def full_size() -> dict[str, Any]:
+    """Memory of each method on networks of full size; a draw a step."""
+    found: dict[str, Any] = {}
+    for network, (title, size) in FULL.items():
+        setting = Setting(network, size, "bfloat16")
+        weights = 2 * sum(p.numel() for p in Bench(setting).network.parameters()) / 1e9
+        found[title] = {"weights, GB": round(weights, 2)}
+        for method, saving in (("lora", "on"), ("lora", "off"), ("embedding", "off")):
+            grown = memory("ours", method, setting, How(save_memory=saving), steps=1)
+            name = method + (", blocks recomputed" if saving == "on" else "")
+            found[title][name] = {**grown, "GB with the weights": round(grown["GB"] + weights, 2)}
+            print(title, name, found[title][name], flush=True)
+    return found
 
 
 def main() -> None:
@@ -205,25 +342,35 @@ def main() -> None:
     parser = command.parser(__doc__, "peers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=16, help="of the latent; default: %(default)s")
-    parser.add_argument("--memory-of", help="print the growth of one alone, bytes by parameter")
+    parser.add_argument("--full-size", action="store_true", help="networks of full size instead")
+    parser.add_argument("--memory-of", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    bench = Bench(given.size)
     if given.memory_of:
-        print(growth(bench, given.memory_of) / bench.parameters)
+        kind, method, setting, how, steps = given.memory_of
+        bench = Bench(Setting(**setting))
+        print(growth(bench, kind, method, How(**how), steps), bench.parameters)
         return
-    steps, seconds = step_ratios(bench, given.rounds)
-    memory, by_parameter = memory_ratios(given.size)
-    found = {
-        "ratios": {name: round(ratio, 3) for name, ratio in (steps | memory).items()},
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "bytes by parameter": {name: round(value, 2) for name, value in by_parameter.items()},
-        "growth": {
-            "batch": {n: statistics.median(bench.ours("lora", batch_size=n)) for n in (1, 2, 4)},
-            "rank": {n: statistics.median(bench.ours("lora", rank=n)) for n in (4, 16, 64)},
-        },
-        "about": {"latent": given.size, "device": str(bench.device), "torch": torch.__version__},
-    }
-    command.write(given.json, found)
+    if given.full_size:
+        found = full_size()
+    else:
+        setting = Setting(size=given.size)
+        bench = Bench(setting)
+        ratios, seconds = step_ratios(bench, given.rounds)
+        grown = {"peer full": memory("peer", "full", setting)}
+        grown |= {f"ours {method}": memory("ours", method, setting) for method in METHODS}
+        for method in METHODS[1:]:
+            of = (grown[name]["by parameter"] for name in (f"ours {method}", "peer full"))
+            ratios[f"{method}_memory_vs_peer"] = next(of) / next(of)
+        found = {
+            "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
+            "seconds": {name: round(value, 4) for name, value in seconds.items()},
+            "memory": grown,
+            "growth of lora": growths(bench, setting),
+            "seconds of sampling": sampling(bench),
+            "seconds of a step of lora": quantised_step(bench, setting),
+        }
+    about = {"device": str(device()), "torch": torch.__version__}
+    command.write(given.json, {**found, "about": about})
     print(json.dumps(found, indent=1))
 
 

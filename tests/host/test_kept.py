@@ -139,7 +139,7 @@ def break_off(nodes, monkeypatch, end: str, step: int) -> None:
         if end == "optimiser" and at[0] == step - 1:
             with torch.no_grad():  # some of them have moved already
                 self.parameters[0].add_(1.0)
-            self.is_whole = False
+            self.is_moving = True
             raise torch.OutOfMemoryError("optimiser")
         make_step(self, loss)
 

@@ -167,9 +167,14 @@ class Editor:
         """Skip the test on older front ends, saying what theirs does instead."""
         import pytest
 
+        if self.version < version:
+            pytest.skip(f"the front end {self.version} {why}")
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Of the front end, such as (1, 49)."""
         found = self.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
-        if tuple(map(int, found.split(".")[:2])) < version:
-            pytest.skip(f"the front end {found} {why}")
+        return tuple(map(int, found.split(".")[:2]))
 
     def find(self, kind: str) -> int:
         """The id of the only node of a kind."""
