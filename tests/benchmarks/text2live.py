@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,10 +98,15 @@ def edits(index: int) -> list[Edit]:
             edit(
                 kind, Said(*wanted, None, None), clip.NOTHING._replace(**{kind: value}),
                 world.render(who, wanted),
-                lambda found, kind=kind, value=value: getattr(found, kind) == value,
+                partial(has, kind, value),
             )
         )  # fmt: skip
     return made
+
+
+def has(kind: str, value: str, found: reader.Reading) -> bool:
+    """Whether an attribute was read."""
+    return getattr(found, kind) == value
 
 
 class Studio:

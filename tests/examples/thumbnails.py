@@ -173,12 +173,13 @@ def text2live(studio: Studio) -> Image.Image:
     """Another coat, and where it was painted."""
     colour, other = clip.colour_of(world.identity("heldout", 7)), "yellow"
     says = "a photo of a standing {} dog on the grass"
-    how = {"steps": 100, "views": 2, "layer_text": f"a photo of a {other} dog"}
-    how |= {"text": says.format(other), "source_text": says.format(colour)}
+    sentence, layer = says.format(other), f"a photo of a {other} dog"
+    how = {"steps": 100, "views": 2, "source_text": says.format(colour), "layer_text": layer}
+    how["text"] = sentence
     prompt = with_clip(studio.prompt("baseline_text2live", [], {"ImagicText2Live": how}))
     edit, painted = studio.run(prompt, "SaveImage", "PreviewImage")
     tiles = [("input", studio.photograph), ("Text2LIVE", edit), ("where it was painted", painted)]
-    return contact_sheet(tiles, how["text"])
+    return contact_sheet(tiles, sentence)
 
 
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
