@@ -179,12 +179,11 @@ def test_too_little_memory_says_what_to_make_smaller(nodes, eyes, photograph, mo
         ({"layer_text": ""}, "'layer_text' is empty"),
         ({"source_text": POSE["text"] + " "}, "'text' and 'source_text' are the same"),
         ({"steps": 0}, "'steps' is 0"),
-        ({"learning_rate": 1.0, "steps": 60}, "the loss of step .*learning rate 1 is too high"),
     ],
 )
 def test_what_cannot_be_used_is_refused(nodes, eyes, photograph, change, message):
     inputs = {"image": photograph, "steps": 1, "views": 1, **POSE, **change}
-    with pytest.raises((ValueError, FloatingPointError), match=f"^Imagic Text2LIVE.*: {message}"):
+    with pytest.raises(ValueError, match=f"^Imagic Text2LIVE.*: {message}"):
         nodes.call("ImagicText2Live", clip_vision=eyes[0], clip=eyes[1], **inputs)
 
 

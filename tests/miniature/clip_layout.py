@@ -122,7 +122,7 @@ def build(out: Path, own: Tensors | None = None) -> Path:
 def in_host(own: Tensors | None = None) -> tuple[Any, Any]:
     """The host's CLIP_VISION without the copies, and its CLIP: the same function, in memory.
 
-    Looking at a picture takes a four hundredth of what the full shape takes.
+    Looking at a picture takes a small part of what the full shape takes.
     """
     import comfy.clip_vision
     import comfy.sd
