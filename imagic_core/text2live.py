@@ -130,7 +130,7 @@ def paint(
         FloatingPointError: the loss is no longer a finite number.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed)
         painter = Painter(*photograph.shape[-2:]).to(photograph.device)
     optimiser = torch.optim.Adam(painter.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, settings.steps)
