@@ -249,6 +249,21 @@ def test_ddib_returns_the_photograph_under_its_own_sentence_and_edits_it_under_a
     assert kept > 25 and edited < kept - 5, near
 
 
+def test_text2live_paints_a_layer_over_the_photograph(stocked, clip, client):
+    loaders = dict.fromkeys(("CLIPVisionLoader", "CLIPLoader"), {"clip_name": clip.name})
+    prompt = example(client, "baseline_text2live", QUICK | loaders)
+    (node,) = nodes_of(prompt, "ImagicText2Live")
+    before = tap(prompt, nodes_of(prompt, "ImageScaleToTotalPixels")[0])
+    layer = tap(prompt, node, 1)
+    result = run(client, prompt)
+    shown = [before, layer, *nodes_of(prompt, "PreviewImage"), *nodes_of(prompt, "SaveImage")]
+    pictures = {key: arrays(client, result, key)[0].astype(float) for key in shown}
+    (where,) = (pictures[key] / 255 for key in pictures if key not in (before, layer, shown[-1]))
+    over = where * pictures[layer] + (1 - where) * pictures[before]
+    # Each was cut to whole numbers by itself.
+    assert np.abs(over - pictures[shown[-1]]).max() < 4 and pictures[layer].std() > 1
+
+
 def test_from_its_own_noise_the_photograph_returns_and_at_another_eta_the_sentence(
     stocked, client, miniature
 ):
