@@ -6,6 +6,8 @@ layer (`lora`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -17,17 +19,47 @@ from .relative import size_of
 
 
 class Difference(torch.nn.Module):
-    """W -> W + D, with D trained in float32."""
+    """W -> W + D, trained in float32.
+
+    Attributes:
+        moved: the parameter: D, or W + D while ``in_place_of`` W, which spares adding them up.
+        size: of W, see ``relative``.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         """Start at D = 0, in the shape of ``weight``."""
         super().__init__()
-        self.difference = torch.nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))
+        self.moved = torch.nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))
         self.size = size_of(weight)
+        self._replaced: Tensor | None = None
+
+    @property
+    def difference(self) -> Tensor:
+        """D."""
+        moved = self.moved.detach()
+        return moved - self._replaced if self._replaced is not None else moved
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the parameter is W + D now."""
+        return self._replaced is not None
 
     def forward(self, weight: Tensor) -> Tensor:
         """W + D in float32."""
-        return weight + self.difference
+        return weight + self.moved
+
+    @contextmanager
+    def in_place_of(self, weight: Tensor) -> Iterator[torch.nn.Parameter]:
+        """Let the parameter be W + D, to be put where a float32 ``weight`` was."""
+        own = weight.detach()
+        self.moved.data.add_(own)
+        self._replaced = own
+        try:
+            yield self.moved
+        finally:
+            # Exactly what was added up to W, unless D is larger than W.
+            self.moved.data.sub_(own)
+            self._replaced = None
 
 
 class LowRank(torch.nn.Module):
@@ -102,7 +134,8 @@ def add_product(layer: Any, x: Tensor, y: Tensor, up: Tensor, down: Tensor) -> T
     else:
         parts, rank = layer.groups, len(down)
         kernel = down.unflatten(1, (-1, *layer.kernel_size))
-        thin = layer._conv_forward(x.to(y), torch.cat([kernel] * parts), None)
+        kernel = kernel if parts == 1 else torch.cat([kernel] * parts)
+        thin = layer._conv_forward(x.to(y), kernel, None)
         thin = thin.reshape(len(y) * parts, rank, -1)
         each = up.unflatten(0, (parts, -1)).expand(len(y), parts, -1, rank)
         whole, out = y.reshape(len(y) * parts, len(up) // parts, -1), (each.flatten(0, 1), thin)

@@ -135,6 +135,6 @@ def _relative_steps(
         taken, made = energies.tolist()
         thin += [(change.out, 1.0), (change.down, (made / taken) ** 0.5 if taken and made else 1.0)]
         change.passed = None
-    whole = [(c.difference, c.size) for c in changes.values() if isinstance(c, Difference)]
+    whole = [(c.moved, c.size) for c in changes.values() if isinstance(c, Difference)]
     at_once = denoiser.compute_dtype != torch.float16
     return RelativeSteps(thin, whole, settings.learning_rate, at_once=at_once)

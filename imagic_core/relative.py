@@ -35,8 +35,8 @@ class RelativeSteps(torch.optim.Optimizer):
     of the squares. Of whole weights each number moves alike, which costs next to nothing, and what
     counts is the largest singular value, since it grows with the width where the numbers do not.
 
-    The gradient of a whole weight can go into its momentum, and away, as soon as the backward pass
-    has it, so that no two are held.
+    Of a whole weight's momentum only the signs matter, so it is kept in bfloat16. Its gradient can
+    go there, and away, as soon as the backward pass has it, so that no two are held.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RelativeSteps(torch.optim.Optimizer):
         if not moved:
             return
         gradients = [p.grad for p, _ in moved]
-        momentum = [self._momentum(p) for p, _ in moved]
+        momentum = [self._momentum(p, p.dtype) for p, _ in moved]
         torch._foreach_lerp_(momentum, gradients, 1 - MOMENTUM)
         # Nesterov's: where the momentum will have come to.
         torch._foreach_lerp_(gradients, momentum, MOMENTUM)
@@ -96,23 +96,40 @@ class RelativeSteps(torch.optim.Optimizer):
             if p.grad is not None:
                 self._take(p)
             if p in self._came:
-                momentum = self._momentum(p)
-                p.sub_(signs(momentum), alpha=group["lr"] * size)
-                momentum.mul_(MOMENTUM)
+                change = self._momentum(p, torch.bfloat16).float().sign_()
+                if change.ndim > 1:
+                    p.addcdiv_(change, self._size_of_signs(p, change), value=-group["lr"] * size)
+                else:
+                    p.sub_(change, alpha=group["lr"] * size)
         self._came.clear()
+
+    def _size_of_signs(self, p: Tensor, change: Tensor) -> Tensor:
+        """The largest singular value; the last step's direction is not far from this one's."""
+        before = self.state[p].get("direction")
+        found, direction = largest(change.flatten(1), 3 if before is None else 2, before)
+        self.state[p]["direction"] = direction
+        return found.clamp(min=1e-30)
 
     @torch.no_grad()
     def _take(self, p: Tensor) -> None:
         """Let a gradient, or its part of some of the draws, go into the momentum."""
         if p.grad is not None:
-            self._momentum(p).add_(p.grad, alpha=1 - MOMENTUM)
+            momentum = self._momentum(p, torch.bfloat16)
+            exact = momentum.float()
+            if p in self._came:
+                exact.add_(p.grad, alpha=1 - MOMENTUM)
+            else:
+                exact.lerp_(p.grad, 1 - MOMENTUM)
+            momentum.copy_(exact)
         self._came.add(p)
         p.grad = None
 
-    def _momentum(self, p: Tensor) -> Tensor:
-        if not self.state[p]:
-            self.state[p]["momentum"] = torch.zeros_like(p)
-        found: Tensor = self.state[p]["momentum"]
+    def _momentum(self, p: Tensor, dtype: torch.dtype) -> Tensor:
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p, dtype=dtype)
+        # What was kept comes back in the format of the parameter.
+        state["momentum"] = found = state["momentum"].to(dtype)
         return found
 
 
@@ -122,20 +139,24 @@ def _hand_over(optimiser: weakref.ref[RelativeSteps], p: Tensor) -> None:
         found._take(p)
 
 
-def signs(weight: Tensor) -> Tensor:
-    """The signs of a weight [out, ...], with a largest singular value of one; of a vector as is."""
-    found = weight.sign()
-    return found.div_(largest(found.flatten(1)).clamp(min=1e-30)) if found.ndim > 1 else found
+def largest(matrix: Tensor, turns: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The largest singular value of a matrix [m, n], from below, by power iteration.
 
+    Args:
+        matrix: what it is of.
+        turns: how often that is passed, forth and back.
+        start: [n] the direction that was found for one much like it.
 
-def largest(matrix: Tensor, turns: int = 3) -> Tensor:
-    """The largest singular value of a matrix, from below, by power iteration."""
+    Returns:
+        It, and its direction [n].
+    """
     # A row is never at right angles to all rows, as any other start may be.
-    vector = matrix[0]
+    vector = matrix[0] if start is None else start + matrix[0]
     for _ in range(turns):
         vector = matrix.mT @ (matrix @ (vector / vector.norm().clamp(min=1e-30)))
     # No matrix has less than if all its singular values were alike.
-    return torch.maximum(vector.norm().sqrt(), matrix.norm() / min(matrix.shape) ** 0.5)
+    alike = matrix.norm() / min(matrix.shape) ** 0.5
+    return torch.maximum(vector.norm().sqrt(), alike), vector
 
 
 def size_of(weight: Tensor) -> float:
@@ -144,7 +165,7 @@ def size_of(weight: Tensor) -> float:
     1 for a weight of nothing.
     """
     exact = weight.detach().float()
-    size = largest(exact.flatten(1), turns=8) if exact.ndim > 1 else exact.square().mean().sqrt()
+    size = largest(exact.flatten(1), 8)[0] if exact.ndim > 1 else exact.square().mean().sqrt()
     return size.item() or 1.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from comfy_api.latest import io
@@ -127,11 +128,11 @@ class ImagicFinetuneModel(io.ComfyNode):
         what = (method, rank) if method == "lora" else (method,)
         run = Run(replace(settings, seed=seed), training_dtype, save_memory, keep, (*what, lora))
 
-        def stage(s: Session) -> Learned:
+        def stage(s: Session) -> Callable[[], Learned]:
             losses = finetune_model(
                 s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step, s.keeper
             )
-            return Learned(comfy_host.changes_to_lora(s.changes), losses)
+            return lambda: Learned(comfy_host.changes_to_lora(s.changes), losses)
 
         learned = train(
             read_wires(model, "optimized", optimized, image),

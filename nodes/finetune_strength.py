@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from . import comfy_host, schema
 from .checks import checked
-from .errors import BadInputError, named
+from .errors import named
 
 NAME = "Imagic Fine-tune Strength"
 PARTS = {
@@ -65,12 +65,7 @@ class ImagicFinetuneStrength(io.ComfyNode):
         decoder: float,
     ) -> io.NodeOutput:
         """Add each part of ``lora`` to a copy of ``model`` at its own strength, once."""
-        try:
-            comfy_host.check_lora(comfy_host.weight_shapes(model), lora)
-        except BadInputError as error:
-            raise BadInputError(
-                f"'lora' {error}; connect the kind of model it was learned on."
-            ) from error
+        comfy_host.check_wired(model, lora)
         tuned, parts = comfy_host.without_lora(model, lora), comfy_host.lora_by_part(model, lora)
         for part, strength in zip(PARTS, (encoder, middle, decoder), strict=True):
             tuned = comfy_host.apply_lora(tuned, parts[part], strength)

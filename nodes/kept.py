@@ -82,12 +82,15 @@ class Shelf:
 
 
 @contextmanager
-def keeping(shelf: Shelf | None, denoiser: comfy_host.HostDenoiser) -> Iterator[Keeper]:
+def keeping(
+    shelf: Shelf | None, denoiser: comfy_host.HostDenoiser, changes: comfy_host.Changes
+) -> Iterator[Keeper]:
     """What keeps a training on its shelf, also where it is broken off in here; nothing without."""
     if shelf is None:
         yield Keeper()
         return
-    keeper = FileKeeper(shelf.steps, denoiser)
+    in_place = sum(getattr(change, "is_in_place", False) for change in changes.values())
+    keeper = FileKeeper(shelf.steps, denoiser, in_place)
     try:
         yield keeper
     except BaseException:
@@ -98,9 +101,13 @@ def keeping(shelf: Shelf | None, denoiser: comfy_host.HostDenoiser) -> Iterator[
 class FileKeeper(Keeper):
     """Keeps a training in a file as it goes on."""
 
-    def __init__(self, file: Path, denoiser: comfy_host.HostDenoiser) -> None:
-        """Take ``Shelf.steps``, and the denoiser, of which some count their passes."""
-        self.file, self.denoiser = file, denoiser
+    def __init__(self, file: Path, denoiser: comfy_host.HostDenoiser, in_place: int) -> None:
+        """Take ``Shelf.steps``, and the denoiser, of which some count their passes.
+
+        Of ``in_place`` weights the changes are trained as the weights that they make. With idle
+        weights in main memory these are others, and such a training begins anew.
+        """
+        self.file, self.denoiser, self.in_place = file, denoiser, in_place
         self.training: Training | None = None
         self.kept_at = 0
         self.last, self.cost = time.monotonic(), 0.0
@@ -112,6 +119,8 @@ class FileKeeper(Keeper):
         if found is not None:
             try:
                 passes, generator = found.about["passes"], found.tensors["host generator"]
+                if found.about["in place"] != self.in_place:
+                    raise ValueError("its changes are kept in another form")
                 training.give(found)
                 self.denoiser.passes = passes
                 torch.set_rng_state(generator)
@@ -139,7 +148,7 @@ class FileKeeper(Keeper):
     def _keep(self, training: Training) -> None:
         began = time.monotonic()
         now = training.take()
-        more = {"host generator": self.random}, {"passes": self.passes}
+        more = {"host generator": self.random}, {"passes": self.passes, "in place": self.in_place}
         done = kept(self.file, Checkpoint({**now.tensors, **more[0]}, {**now.about, **more[1]}))
         self.last = time.monotonic()
         # What cannot be written is tried once more at the end.

@@ -119,8 +119,10 @@ class ImagicLoadEdit(io.ComfyNode):
                 f"{base_name(read)}; connect that model."
             ) from error
         info = describe(read)
-        if target is not None and (lengths := check_target(read, target)):
-            info = f"{lengths}\n{info}"
+        if target is not None:
+            target = as_the_edit_reads(read, model, target)
+            if lengths := check_target(read, target):
+                info = f"{lengths}\n{info}"
         if read.about.get("base_hash") != comfy_host.base_hash(model):
             warning = (
                 f"'model' is not the one that {edit} was learned on, {base_name(read)}: the "
@@ -174,6 +176,16 @@ def check_width(edit: Edit, model: comfy_host.Model) -> None:
     width = edit.optimized.embedding.tokens.shape[-1]
     if takes is not None and width != takes:
         raise BadInputError(f"has embeddings of width {width}, the model takes {takes}")
+
+
+def as_the_edit_reads(
+    edit: Edit, model: comfy_host.Model, target: comfy_host.Conditioning
+) -> comfy_host.Conditioning:
+    """The sentence that is wired, its words embedded by the model if the edit's were."""
+    if not comfy_host.is_read(edit.optimized):
+        return target
+    sentence = comfy_host.read_sentence("target", target)
+    return comfy_host.to_conditioning(comfy_host.read_by(model, sentence))
 
 
 def check_target(edit: Edit, target: comfy_host.Conditioning) -> str:

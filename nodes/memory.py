@@ -13,6 +13,8 @@ from . import comfy_host
 from .errors import OutOfMemoryError
 
 GB = 2**30
+MOMENTUM = {True: 0.5, False: 1.0}
+"""What the pack's own steps keep of whole weights, or of thin matrices, in the size of these."""
 SAVE_MEMORY = ("auto", "on", "off")
 """Whether a training may keep what blocks make, until memory runs out, never, or always."""
 
@@ -68,7 +70,7 @@ def at_least(model: comfy_host.Model, changes: comfy_host.Changes, way: Way) -> 
     Raises:
         OutOfMemoryError: the device does not have that much, were it all free.
     """
-    device, learned = model.load_device, 2 * _learned(changes)
+    device, learned = model.load_device, int((1 + MOMENTUM[_is_whole(changes)]) * _learned(changes))
     weights = model.model_size()
     there = comfy.model_management.get_total_memory(device)
     if device.type == "cpu":
@@ -108,13 +110,17 @@ def check_free(
     """
     if draw is None:
         return None
-    # Of whole weights it is the momentum alone, by the pack's own steps.
-    states = 1 if relative and any(isinstance(c, Difference) for c in changes.values()) else 3
-    needed = way.at_once * draw + states * _learned(changes)
+    # Beside the momentum the gradient and what is made of it; of whole weights one layer's alone.
+    states = MOMENTUM[True] if relative and _is_whole(changes) else 3
+    needed = way.at_once * draw + int(states * _learned(changes))
     free = int(comfy.model_management.get_free_memory(device))
     if needed > free:
         raise TightError(f"{needed / GB:.1f} GB are needed, {free / GB:.1f} GB are free")
     return needed
+
+
+def _is_whole(changes: comfy_host.Changes) -> bool:
+    return any(isinstance(change, Difference) for change in changes.values())
 
 
 def _learned(changes: comfy_host.Changes) -> int:

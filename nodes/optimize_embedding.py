@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -76,13 +77,15 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         settings = replace(DEFAULT, steps=steps, learning_rate=learning_rate, batch_size=batch_size)
         settings = replace({"fast": FAST, "paper": PAPER}.get(recipe, settings), seed=seed)
         wires = read_wires(model, "target", target, image)
+        wires = replace(wires, sentence=comfy_host.read_by(model, wires.sentence))
         device = wires.sentence.embedding.tokens.device
 
-        def stage(s: Session) -> Learned:
+        def stage(s: Session) -> Callable[[], Learned]:
             e_opt, losses = optimize_embedding(
                 s.denoiser, s.photographs, s.embedding, s.settings, s.on_step, s.keeper
             )
-            return Learned(comfy_host.to_device(e_opt, torch.device("cpu")).named(), losses)
+            learned = comfy_host.to_device(e_opt, torch.device("cpu")).named()
+            return lambda: Learned(learned, losses)
 
         run = Run(settings, training_dtype, save_memory, keep, ("the text embedding",))
         learned = train(wires, run, stage)

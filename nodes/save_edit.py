@@ -136,9 +136,10 @@ class ImagicSaveEdit(io.ComfyNode):
             },
         }
         with torch.inference_mode(False):
+            learned = comfy_host.read_sentence("optimized", optimized)
             edit = Edit(
-                comfy_host.read_sentence("target", target),
-                comfy_host.read_sentence("optimized", optimized),
+                comfy_host.as_read(comfy_host.read_sentence("target", target), learned),
+                learned,
                 comfy_host.rounded(lora),
                 about,
             )

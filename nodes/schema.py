@@ -138,6 +138,6 @@ def optional_training_inputs(
             default="auto",
             optional=True,
             tooltip="Recompute the model's blocks in the backward pass instead of keeping them: "
-            "less memory, about a third slower, same result. auto does so when memory runs out.",
+            "less memory, about a third slower, same result. auto does so when too little is free.",
         ),
     )

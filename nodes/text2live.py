@@ -109,7 +109,7 @@ class ImagicText2Live(io.ComfyNode):
         cls,
         image: Tensor,
         clip_vision: comfy_host.ClipVision,
-        clip: object,
+        clip: comfy_host.Clip,
         text: str,
         source_text: str,
         layer_text: str,

@@ -117,7 +117,7 @@ class Session:
 def train(
     wires: Wires,
     run: Run,
-    stage: Callable[[Session], Learned],
+    stage: Callable[[Session], Callable[[], Learned]],
     new_changes: Callable[[], comfy_host.Changes] = dict,
 ) -> Learned:
     """Run a stage on what is wired, or give what it learned of the same before.
@@ -125,8 +125,8 @@ def train(
     Args:
         wires: from ``read_wires``.
         run: how to train.
-        stage: trains, and returns what it learned; called again if the memory did not suffice,
-            to go on from the last step that was kept.
+        stage: trains, and returns what gives what it learned once the model is as it was; called
+            again if the memory did not suffice, to go on from the last step that was kept.
         new_changes: makes the untrained changes of the weights, for each call of ``stage``.
 
     Raises:
@@ -162,7 +162,7 @@ def train(
                 recompute=way.recompute,
                 in_main_memory=way.in_main_memory,
             ) as (denoiser, photographs),
-            keeping(shelf, denoiser) as keeper,
+            keeping(shelf, denoiser, changes) as keeper,
         ):
             try:
                 needed = check_free(
@@ -177,7 +177,8 @@ def train(
             embedding = comfy_host.to_device(wires.sentence.embedding, photographs.x0.device)
             reporter = Reporter(device, settings.steps, drawn_latent(wires.model))
             own = replace(settings, micro_batch=way.at_once)
-            return stage(Session(denoiser, photographs, embedding, changes, own, reporter, keeper))
+            done = stage(Session(denoiser, photographs, embedding, changes, own, reporter, keeper))
+        return done()
 
     for way in its_ways:
         try:
@@ -193,6 +194,10 @@ def train(
                 f"{tuple(wires.photographs.x0.shape)}; connect the text encoder and the VAE that "
                 f"belong to this model. The model said: {error}"
             ) from error
+        except OutOfMemoryError:
+            # Of a device that cannot hold all of it; another way may leave a part elsewhere.
+            if way == its_ways[-1]:
+                raise
         except (torch.OutOfMemoryError, TightError) as error:
             comfy_host.LOGGER.info("not enough memory for %s: %s", way, str(error).split("\n")[0])
         # Not before the exception is gone, whose traceback holds all that the attempt had made.

@@ -25,7 +25,7 @@ common = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.register_profile("same", common, max_examples=300, derandomize=True)
+settings.register_profile("same", common, max_examples=100, derandomize=True)
 settings.register_profile("search", common, max_examples=4000)
 settings.load_profile("same")
 

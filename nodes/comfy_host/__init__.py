@@ -4,7 +4,9 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 ``imagic_core``, and hands the result back through this package.
 
 ===============  ========================================================================
-``sockets``      CONDITIONING and LATENT as they come in, read and checked
+``sockets``      CONDITIONING, LATENT and CLIP as they come in, read and checked
+``words``        words that a model embeds by itself, and what it has made of them
+``reading``      a sentence as the model reads it
 ``clip``         CLIP_VISION and CLIP of one space, the former with a gradient
 ``denoiser``     the model as a
 ``trainable``    a loaded model made ready for training, and all of it undone
@@ -25,7 +27,7 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 """
 
 from .carried import apply_lora, has_lora, without_lora
-from .clip import ClipVision, seeing, sentences_of_pair
+from .clip import Clip, ClipVision, seeing, sentences_of_pair
 from .denoiser import HostDenoiser, to_device, training_sigmas
 from .fingerprint import UntellableError, fingerprint
 from .identity import (
@@ -38,6 +40,7 @@ from .identity import (
 )
 from .lora import Lora, changes_to_lora, check_lora, lora_by_part, rounded
 from .probe import DoesNotFitError
+from .reading import read_by
 from .sockets import (
     LOGGER,
     Conditioning,
@@ -49,11 +52,13 @@ from .sockets import (
     to_conditioning,
 )
 from .trainable import trainable
-from .weights import Changes, new_changes, weight_shapes
+from .weights import Changes, check_wired, new_changes, weight_shapes
+from .words import as_read, is_read
 
 __all__ = [
     "LOGGER",
     "Changes",
+    "Clip",
     "ClipVision",
     "Conditioning",
     "DoesNotFitError",
@@ -63,19 +68,23 @@ __all__ = [
     "Model",
     "UntellableError",
     "apply_lora",
+    "as_read",
     "base_hash",
     "base_sample",
     "changes_to_lora",
     "check_lora",
+    "check_wired",
     "combine",
     "context_width",
     "distilled_steps",
     "fingerprint",
     "has_lora",
+    "is_read",
     "is_same_quantised",
     "lora_by_part",
     "model_kind",
     "new_changes",
+    "read_by",
     "read_photographs",
     "read_sentence",
     "rounded",

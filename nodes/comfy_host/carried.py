@@ -56,7 +56,8 @@ def apply_lora(model: Model, lora: Lora, strength: float = 1.0) -> Model:
                 share = strength * (1.0 if alpha is None else alpha.item() / len(down))
                 matrices[layer] = (tensor.flatten(1).float() * share, down.float().clone())
             elif part in (DIFF, DIFF_BIAS):
-                differences[key] = tensor.float() * strength
+                shared = strength == 1 and not tensor.is_inference()
+                differences[key] = tensor.float() if shared else tensor.float() * strength
         if differences:
             differences = _exact(model, differences)
             tuned = comfy.sd.load_lora_for_models(model, None, differences, 1.0, 0)[0]

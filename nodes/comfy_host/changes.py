@@ -23,19 +23,41 @@ from .sockets import Model
 def applied(patcher: Model, changes: Mapping[str, Difference | LowRank]) -> Iterator[None]:
     """Pass layers and weights through their changes in every forward."""
     with ExitStack() as undo:
-        made = Made()
+        made, adds = Made(), False
         for key, change in changes.items():
             path, name = key.rsplit(".", 1)
             layer = patcher.model.get_submodule(path)
             change.to(patcher.load_device)
             if isinstance(change, LowRank):
                 undo.callback(put_beside(layer, change))
+            elif _is_as_used(layer, name, patcher.load_device):
+                undo.enter_context(_replaced(layer, name, change))
             else:
                 undo.enter_context(_added(layer, name, AsStored(change, key, made)))
+                adds = True
         # Each tensor that autograd keeps passes them: only where a changed weight is among these.
-        if any(isinstance(change, Difference) for change in changes.values()):
+        if adds:
             undo.enter_context(saved_tensors_hooks(made.pack, made.unpack))
         yield
+
+
+def _is_as_used(layer: torch.nn.Module, name: str, device: torch.device) -> bool:
+    """Whether a weight is stored in float32, so that nothing rounds it, and where it is used."""
+    weight = getattr(layer, name)
+    exact = weight.dtype == torch.float32 and type(weight.data) is Tensor
+    return exact and weight.device == device
+
+
+@contextmanager
+def _replaced(layer: torch.nn.Module, name: str, change: Difference) -> Iterator[None]:
+    """The changed weight in the place of the weight: neither a sum nor a copy in any pass."""
+    weight = getattr(layer, name)
+    with change.in_place_of(weight) as changed:
+        layer._parameters[name] = changed
+        try:
+            yield
+        finally:
+            layer._parameters[name] = weight
 
 
 @contextmanager

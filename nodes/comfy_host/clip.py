@@ -10,7 +10,7 @@ import comfy.model_management
 import torch
 import torch.nn.functional as F
 from comfy.clip_vision import ClipVisionModel as ClipVision
-from comfy.sd import CLIP
+from comfy.sd import CLIP as Clip
 from torch import Tensor
 
 from ..errors import BadInputError
@@ -21,7 +21,7 @@ from .trainable import frozen_weights, trainable_clone
 See = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def sentences_of_pair(clip_vision: ClipVision, clip: CLIP, texts: Sequence[str]) -> Tensor:
+def sentences_of_pair(clip_vision: ClipVision, clip: Clip, texts: Sequence[str]) -> Tensor:
     """Sentences [n, P] in the space into which ``clip_vision`` projects its pictures.
 
     Raises:
@@ -44,7 +44,7 @@ def sentences_of_pair(clip_vision: ClipVision, clip: CLIP, texts: Sequence[str])
     return told
 
 
-def text_features(clip: CLIP, text: str) -> Tensor:
+def text_features(clip: Clip, text: str) -> Tensor:
     """The sentence [1, P] in the space that CLIP shares between text and pictures.
 
     Raises:

@@ -56,16 +56,9 @@ class HostDenoiser:
         self.passes += 1
         # Copies: some models change their text in place, which a leaf of autograd's must not be.
         text = embedding.with_tensors(tensor.clone() for tensor in embedding.tensors())
-        (cond,) = comfy.samplers.encode_model_conds(
-            self.model.extra_conds,
-            comfy.sampler_helpers.convert_cond([conditioning_entry(text, self.options)]),
-            x_t,
-            x_t.device,
-            "positive",
-            latent_image=self.latent_image,
-            denoise_mask=None,
-            seed=self.passes,  # of the noise that upscalers add to their low-resolution picture
-        )
+        entry = conditioning_entry(text, self.options)
+        # The seed is of the noise that upscalers add to their low-resolution picture.
+        cond = encoded(self.model, entry, x_t, self.latent_image, seed=self.passes)
         inputs = {
             name: value.process_cond(batch_size=len(x_t), area=None).cond
             for name, value in cond["model_conds"].items()
@@ -83,6 +76,23 @@ class HostDenoiser:
         one, none = sigma.new_ones(len(sigma), 1, 1, 1), sigma.new_zeros(len(sigma), 1, 1, 1)
         scale = self.sampling.calculate_denoised(sigma, one, none)
         return (scale - self.sampling.calculate_denoised(sigma, none, none)).view_as(sigma)
+
+
+def encoded(
+    model: Any, entry: list[Any], x_t: Tensor, latent_image: Tensor, seed: int
+) -> dict[str, Any]:
+    """An entry of a CONDITIONING with ``model_conds``: what the host's ``model`` makes of it."""
+    (cond,) = comfy.samplers.encode_model_conds(
+        model.extra_conds,
+        comfy.sampler_helpers.convert_cond([entry]),
+        x_t,
+        x_t.device,
+        "positive",
+        latent_image=latent_image,
+        denoise_mask=None,
+        seed=seed,
+    )
+    return cond
 
 
 def training_sigmas(sampling: Any) -> Tensor:

@@ -79,7 +79,7 @@ def begin_with(changes: Mapping[str, Difference | LowRank], lora: Lora) -> None:
         if isinstance(change, Difference):
             found = left.pop(layer + (DIFF if name == "weight" else DIFF_BIAS), None)
             if found is not None:
-                change.difference.copy_(found)
+                change.moved.copy_(found)
         elif layer + DOWN in left:
             down = left.pop(layer + DOWN).flatten(1)
             alpha = left.pop(layer + ALPHA, None)

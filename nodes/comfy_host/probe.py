@@ -20,7 +20,7 @@ class DoesNotFitError(RuntimeError):
     """The model cannot be passed with this text and latent; the message is the model's own."""
 
 
-_REFUSALS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
+REFUSALS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 _KERNEL = re.compile(
     r"CUDA error|HIP error|cublas|cudnn|triton|kernel|not implemented", re.IGNORECASE
 )
@@ -38,7 +38,7 @@ def check_draws(denoiser: HostDenoiser, x0: Tensor, embedding: Embedding) -> Non
             _predict(denoiser, x0, embedding)
     except torch.OutOfMemoryError:
         raise
-    except _REFUSALS as error:
+    except REFUSALS as error:
         if error.args == ("sample_sigmas",):
             raise BadInputError(
                 f"{_described(denoiser)} reads all steps of a sampling at once, as models "
@@ -93,7 +93,7 @@ def check_trains(
             pass_gradient()
     except torch.OutOfMemoryError:
         raise
-    except _REFUSALS as error:
+    except REFUSALS as error:
         raise BadInputError(
             f"{_described(denoiser)} can be sampled, but not be trained: no gradient passes it. "
             f"Disconnect the nodes that change how it computes, between it and its loader. It "

@@ -28,15 +28,22 @@ def rounded(weight: Tensor, stored: torch.dtype, key: str) -> Tensor:
     if stored not in DROPPED_BITS:
         return comfy.float.stochastic_rounding(weight.clone(), stored, seed=seed).to(weight)
     dropped = DROPPED_BITS[stored]
-    chance = _hashed(weight.numel(), seed, weight.device) & ((1 << dropped) - 1)
-    bits = weight.contiguous().view(torch.int32) + chance.view(weight.shape)
+    bits = _hashed(weight.numel(), seed, weight.device).bitwise_and_((1 << dropped) - 1)
+    bits.add_(weight.contiguous().view(torch.int32).flatten())
+    exact = bits.bitwise_right_shift_(dropped).bitwise_left_shift_(dropped).view(torch.float32)
     # What is below the smallest normal number of float16 is rounded to the nearest here.
-    return (bits >> dropped << dropped).view(torch.float32).to(stored).to(weight)
+    return exact.view(weight.shape).to(stored).to(weight)
 
 
 def _hashed(count: int, seed: int, device: torch.device) -> Tensor:
     """[count] int32 that look like chance (the finaliser of MurmurHash3, on 31 bits)."""
-    x = torch.arange(count, dtype=torch.int32, device=device) ^ (seed & 0x7FFFFFFF)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x6C8B9CA7)):
-        x = (x ^ ((x >> shift) & (0x7FFFFFFF >> (shift - 1)))) * factor
-    return x ^ ((x >> 16) & 0xFFFF)
+    x = torch.arange(count, dtype=torch.int32, device=device).bitwise_xor_(seed & 0x7FFFFFFF)
+    turned = torch.empty_like(x)
+
+    def mix(shift: int) -> Tensor:
+        torch.bitwise_right_shift(x, shift, out=turned)
+        return x.bitwise_xor_(turned.bitwise_and_(0x7FFFFFFF >> (shift - 1)))
+
+    mix(16).mul_(0x7FEB352D)
+    mix(15).mul_(0x6C8B9CA7)
+    return mix(16)

@@ -17,6 +17,7 @@ from ...imagic_core.edit import Sentence
 from ...imagic_core.interpolate import common_length, lengthened
 from ...imagic_core.objective import Embedding, Photographs
 from ..errors import BadInputError
+from .words import as_read
 
 LOGGER = logging.getLogger("comfyui-imagic")
 """ComfyUI's console."""
@@ -119,9 +120,9 @@ def combine(
     Raises:
         BadInputError: either is not one plain sentence, or they do not match.
     """
-    sentence, learned = same_length(
-        read_sentence("target", target), read_sentence("optimized", optimized)
-    )
+    learned = read_sentence("optimized", optimized)
+    sentence = as_read(read_sentence("target", target), learned)
+    sentence, learned = same_length(sentence, learned)
     try:
         embedding = rule(sentence.embedding, learned.embedding)
     except ValueError as error:

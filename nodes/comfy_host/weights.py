@@ -34,6 +34,20 @@ def weight_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     }
 
 
+def check_wired(model: Model, lora: Lora) -> None:
+    """See that what is wired to an input `lora` fits the model.
+
+    Raises:
+        BadInputError: it does not.
+    """
+    try:
+        check_lora(weight_shapes(model), lora)
+    except BadInputError as error:
+        raise BadInputError(
+            f"'lora' {error}; connect the kind of model it was learned on."
+        ) from error
+
+
 def new_changes(
     model: Model, method: str, rank: int, seed: int, lora: Lora | None = None
 ) -> Changes:
@@ -47,12 +61,7 @@ def new_changes(
         ValueError: see ``imagic_core.finetune.choose_changes``.
     """
     if lora is not None:
-        try:
-            check_lora(weight_shapes(model), lora)
-        except BadInputError as error:
-            raise BadInputError(
-                f"'lora' {error}; connect the kind of model it was learned on."
-            ) from error
+        check_wired(model, lora)
         rank = rank_of(lora) or rank
     generator = torch.Generator().manual_seed(seed)
     movable = layers(model)

@@ -128,9 +128,8 @@ def _checks(
     nodes: Any, model: Any, target: Any, optimized: Any, image: Any
 ) -> tuple[str, float, float]:
     """Of the text what moved, and the gradients' relative distances."""
-    before, after = (
-        nodes.host.read_sentence("text", c).embedding.named() for c in (target, optimized)
-    )
+    before, after = (nodes.host.read_sentence("text", c) for c in (target, optimized))
+    before, after = (s.embedding.named() for s in (nodes.host.as_read(before, after), after))
     learned = {name: bool((after[name] != before[name]).any()) for name in before}
     text = ", ".join(name if moved else f"not {name}" for name, moved in learned.items())
     return text, *gradients_apart(nodes, model, target, image)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,17 @@ class Ground:
     server: Server
     client: Client
 
-    def __init__(self, comfyui: Path, checkpoint: Path, user: Path) -> None:
-        """Take the ComfyUI, the model and the user folder."""
+    def __init__(
+        self,
+        comfyui: Path,
+        checkpoint: Path,
+        user: Path,
+        # Nothing of an earlier edit may answer instead.
+        options: Sequence[str] = ("--cache-none",),
+    ) -> None:
+        """Take the ComfyUI, the model, the user folder and the server's other options."""
         self.comfyui, self.checkpoint, self.user = comfyui, checkpoint, user
+        self.options = options
         self.stack = ExitStack()
 
     def __enter__(self) -> Ground:
@@ -67,8 +76,7 @@ class Ground:
         self.server = self.stack.enter_context(
             serve(
                 self.comfyui, [self.checkpoint], more_packs=[REPOSITORY / "tests/host/faulting"],
-                # Nothing of an earlier edit may answer instead.
-                options=["--user-directory", str(self.user), "--cache-none"],
+                options=["--user-directory", str(self.user), *self.options],
             )
         )  # fmt: skip
         self.client = self.stack.enter_context(Client(self.server.url))

@@ -5,14 +5,16 @@
 The same weights (the miniature's full layout, random), the same number format, one draw a step. The
 floor is the bare network's forward and backward pass: by the embedding for stage A, by all weights
 for stage B, with which `lora` is compared as well. The peer is diffusers' network, its scheduler
-and PyTorch's Adam. Rounds take turns; ratios are of medians. Memory is how far the process grows
-while it trains, each in a process of its own, over the loaded model.
+and PyTorch's Adam; for `full` the floor has that Adam, too. Rounds take turns; ratios are of
+medians. Memory is how far the process grows while it trains, each in a process of its own, over the
+loaded model.
 
-`--full-size` measures memory alone, on networks of the size of Stable Diffusion 1.5 at 512 px and
-of SDXL at 1024 px with random weights in bfloat16, one step each. Without a GPU it takes an hour.
+`--full-size` measures memory on networks of the size of Stable Diffusion 1.5 at 512 px and of SDXL
+at 1024 px with random weights in bfloat16, one step each, and the seconds of the former.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -21,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,8 @@ STEPS = 3
 """Steps of a round; the first of ours is not counted, which loads and checks as well."""
 
 Step = Callable[[], None]
+started = cache(imagic.start)
+"""The pack is loaded once, however many networks there are."""
 
 
 def device() -> torch.device:
@@ -116,12 +120,13 @@ class Bench:
 
     def __init__(self, setting: Setting) -> None:
         """Make it."""
-        self.nodes = imagic.start(command.comfyui())
+        self.nodes = started(command.comfyui())
         self.device = device()
         dtype = getattr(torch, setting.dtype)
         self.model = small(dtype) if setting.network == "miniature" else full(setting.network)
         generator = torch.Generator().manual_seed(0)
         self.network = self.model.model.diffusion_model.to(self.device)
+        self.like = torch.empty(0, dtype=dtype, device=self.device)
         config = self.model.model.model_config.unet_config
         self.text = torch.randn(1, 77, config["context_dim"], generator=generator)
         self.pooled = torch.randn(1, min(1280, config["context_dim"]), generator=generator)
@@ -130,8 +135,8 @@ class Bench:
 
     def floor(self, method: str) -> Step:
         """The bare network, forth and back."""
-        x, t = self.latent.to(self.device), torch.tensor([500.0], device=self.device)
-        text = self.text.clone().to(self.device).requires_grad_(method == "embedding")
+        x, t = self.latent.to(self.like), torch.tensor([500.0], device=self.device)
+        text = self.text.clone().to(self.like).requires_grad_(method == "embedding")
         weights = [] if method == "embedding" else list(self.network.parameters())
 
         def step() -> None:
@@ -141,6 +146,19 @@ class Bench:
             torch.autograd.grad(loss, [text, *weights] if method == "embedding" else weights)
             for weight in weights:
                 weight.requires_grad_(False)
+
+        return step
+
+    def floor_with_adam(self) -> Step:
+        """The bare network, forth and back by all its weights, and PyTorch's Adam."""
+        x, t = self.latent.to(self.like), torch.tensor([500.0], device=self.device)
+        network, text = copy.deepcopy(self.network), self.text.to(self.like)
+        adam = torch.optim.Adam(network.requires_grad_(True).parameters(), lr=1e-6)
+
+        def step() -> None:
+            network(x, t, text).square().mean().backward()
+            adam.step()
+            adam.zero_grad()
 
         return step
 
@@ -214,6 +232,7 @@ def step_ratios(bench: Bench, rounds: int) -> tuple[dict[str, float], dict[str, 
     for base in ("embedding", "full"):
         runs[f"{base} floor"] = partial(bench.timed, bench.floor(base))
         runs[f"{base} peer"] = partial(bench.timed, bench.peer(base))
+    runs["full floor with Adam"] = partial(bench.timed, bench.floor_with_adam())
     for method in METHODS:
         runs[method] = partial(bench.ours, method)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -227,6 +246,7 @@ def step_ratios(bench: Bench, rounds: int) -> tuple[dict[str, float], dict[str, 
         base = "embedding" if method == "embedding" else "full"
         for beside in ("floor", "peer"):
             ratios[f"{method}_step_vs_{beside}"] = median[method] / median[f"{base} {beside}"]
+    ratios["full_step_vs_floor_with_adam"] = median["full"] / median["full floor with Adam"]
     return ratios, median
 
 
@@ -260,11 +280,15 @@ def memory(kind: str, method: str, setting: Setting, how: How | None = None, ste
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     grown, parameters = map(int, found.stdout.split()[-2:])
-    return {"GB": round(grown / 1e9, 2), "by parameter": round(grown / parameters, 2)}
+    return {
+        "GB": round(grown / 1e9, 2),
+        "by parameter": round(grown / parameters, 2),
+        "parameters, 1e9": round(parameters / 1e9, 3),
+    }
 
 
 def growths(bench: Bench, setting: Setting) -> dict[str, dict[int, dict[str, float]]]:
-    """Seconds and memory of `lora` as one thing grows; of resolution, the floor's seconds too."""
+    """Seconds and memory of `lora` as one thing grows; of resolution, what lies beside it, too."""
 
     def row(own: Bench, at: Setting, how: How) -> dict[str, float]:
         own.ours("lora", how)
@@ -274,9 +298,13 @@ def growths(bench: Bench, setting: Setting) -> dict[str, dict[int, dict[str, flo
     resolution = {}
     for size in (setting.size, 2 * setting.size, 4 * setting.size):
         at = replace(setting, size=size)
-        own, how = Bench(at), How()
+        own, how = bench if at == setting else Bench(at), How()
         floor = statistics.median(own.timed(own.floor("full")))
-        resolution[size] = {"floor's seconds": round(floor, 4), **row(own, at, how)}
+        resolution[size] = {
+            "floor's seconds": round(floor, 4),
+            **row(own, at, how),
+            **{f"seconds of sampling, {name}": value for name, value in sampling(own).items()},
+        }
     return {
         "resolution": resolution,
         "batch": {n: row(bench, setting, How(batch_size=n)) for n in (1, 2, 4)},
@@ -286,13 +314,13 @@ def growths(bench: Bench, setting: Setting) -> dict[str, dict[int, dict[str, flo
 
 def sampling(bench: Bench) -> dict[str, float]:
     """Seconds of the network's pass with what `lora` learned beside the layers, and patched in."""
-    host = bench.nodes.host
     text = [[bench.text, {"pooled_output": bench.pooled}]]
     image = {"samples": bench.latent / 0.18215}
-    beside, lora, _ = bench.nodes.finetune(bench.model, text, image, "lora", 1, 1e-3, 0)
-    seconds: dict[str, list[float]] = {"beside": [], "patched": []}
+    beside, _, _ = bench.nodes.finetune(bench.model, text, image, "lora", 1, 1e-3, 0)
+    models = {"beside": beside, "patched": bench.nodes.host.carried.patched(beside)}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(4):
-        for name, model in (("beside", beside), ("patched", host.carried.patched(beside))):
+        for name, model in models.items():
             begun = time.perf_counter()
             for _ in range(2):  # the first one loads
                 begun = time.perf_counter()
@@ -300,7 +328,6 @@ def sampling(bench: Bench) -> dict[str, float]:
                     "KSampler", model, 0, 5, 1.0, "euler", "normal", text, text, image, 1.0
                 )
             seconds[name] += [time.perf_counter() - begun] if turn else []
-    assert lora
     return {name: round(statistics.median(found), 4) for name, found in seconds.items()}
 
 
@@ -310,7 +337,7 @@ def quantised_step(bench: Bench, setting: Setting) -> dict[str, float]:
 
     weights = {key: weight.clone() for key, weight in bench.network.state_dict().items()}
     half = Bench(replace(setting, dtype="bfloat16"))
-    packed = Bench(setting)
+    packed = copy.copy(bench)
     packed.model = comfy.sd.load_diffusion_model_state_dict(
         quantised.quantised(weights, quantised.SCALED_FP8)
     )
@@ -327,14 +354,46 @@ def full_size() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for network, (title, size) in FULL.items():
         setting = Setting(network, size, "bfloat16")
-        weights = 2 * sum(p.numel() for p in Bench(setting).network.parameters()) / 1e9
-        found[title] = {"weights, GB": round(weights, 2)}
+        found[title] = {}
         for method, saving in (("lora", "on"), ("lora", "off"), ("embedding", "off")):
             grown = memory("ours", method, setting, How(save_memory=saving), steps=1)
             name = method + (", blocks recomputed" if saving == "on" else "")
+            weights = 2 * grown["parameters, 1e9"]
             found[title][name] = {**grown, "GB with the weights": round(grown["GB"] + weights, 2)}
             print(title, name, found[title][name], flush=True)
+    found["seconds"] = full_size_seconds()
     return found
+
+
+def full_size_seconds() -> dict[str, float]:
+    """Of a step of the smaller network, and of sampling with it."""
+    network, (title, size) = next(iter(FULL.items()))
+    bench = Bench(Setting(network, size, "bfloat16"))
+    runs: dict[str, Callable[[], list[float]]] = {
+        "floor full": lambda: bench.timed(bench.floor("full")),
+        "floor full with Adam": lambda: bench.timed(bench.floor_with_adam()),
+        "embedding": lambda: bench.ours("embedding", steps=2),
+        "lora": lambda: bench.ours("lora", steps=2),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(3):
+        for name, run in runs.items():
+            found = run()
+            seconds[name] += found if turn else []
+    median = {name: round(statistics.median(own), 2) for name, own in seconds.items()}
+    median |= {f"sampling, {name}": value for name, value in sampling(bench).items()}
+    print(title, median, flush=True)
+    return median
+
+
+def table(ratios: dict[str, float]) -> str:
+    """The ratios as README has them."""
+    lines = ["| method | time / floor | time / peer | memory / peer |", "| --- | --- | --- | --- |"]
+    for method in METHODS:
+        kinds = ("step_vs_floor", "step_vs_peer", "memory_vs_peer")
+        cells = (str(ratios.get(f"{method}_{kind}", "")) for kind in kinds)
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -366,12 +425,13 @@ def main() -> None:
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
             "memory": grown,
             "growth of lora": growths(bench, setting),
-            "seconds of sampling": sampling(bench),
             "seconds of a step of lora": quantised_step(bench, setting),
         }
     about = {"device": str(device()), "torch": torch.__version__}
     command.write(given.json, {**found, "about": about})
     print(json.dumps(found, indent=1))
+    if "ratios" in found:
+        print(table(found["ratios"]))
 
 
 if __name__ == "__main__":

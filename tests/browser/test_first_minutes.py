@@ -51,7 +51,7 @@ def test_the_template_browser_lists_the_examples_in_order_with_pictures(editor: 
     page = editor.page
     open_templates(editor)
     shown = list(dict.fromkeys(page.get_by_text(NUMBERED).all_inner_texts()))
-    assert len(shown) >= 12  # the last may come only when it is scrolled to
+    assert len(shown) >= 8  # the last come only when they are scrolled to
     assert shown == sorted(TITLES.values())[: len(shown)]
     # The address of a picture is the front end's own copy; only what is in view is there.
     drawn = """(titles) => {

@@ -14,6 +14,7 @@ from core.toy import ToyDenoiser, photograph, sentence
 from imagic_core.checkpoint import Checkpoint, Keeper, Training
 from imagic_core.embedding import optimize_embedding
 from imagic_core.finetune import finetune_model
+from imagic_core.relative import RelativeSteps
 
 STEPS = 6
 
@@ -183,3 +184,18 @@ def test_what_broke_off_within_the_optimiser_is_not_taken() -> None:
         go_on(training, 1)
     with pytest.raises(ValueError, match="middle of a step"):
         training.take()
+
+
+def test_a_step_whose_gradients_have_come_in_part_is_not_whole() -> None:
+    weights = [torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2)]
+    optimiser = RelativeSteps([], [(weight, 1.0) for weight in weights], 0.1, at_once=True)
+    scaler, generator = torch.amp.GradScaler("cpu", enabled=False), torch.Generator()
+    training = Training(optimiser, scaler, generator)
+    assert training.is_whole
+    weights[0].sum().backward()
+    assert weights[0].grad is None and not training.is_whole
+    with pytest.raises(ValueError, match="in the middle of a step"):
+        training.take()
+    training.step(1.0)
+    assert training.is_whole and training.take().about["losses"] == [1.0]
+    assert (weights[0] < 1.0).all() and torch.equal(weights[1], torch.ones(2, 3))

@@ -135,3 +135,21 @@ def test_what_is_no_product_is_left_alone() -> None:
     others = (torch.nn.LayerNorm(4), torch.nn.Embedding(4, 4), torch.nn.ConvTranspose2d(4, 4, 2))
     assert not any(map(is_product, others))
     assert all(is_product(layer) for layer, _ in LAYERS.values())
+
+
+def test_a_difference_in_the_place_of_its_weight_ends_as_what_was_added() -> None:
+    weight = torch.nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    before, change = weight.detach().clone(), Difference(weight)
+    with torch.no_grad():
+        change.moved.copy_(1e-2 * torch.ones(8, 8))
+    with pytest.raises(ZeroDivisionError), change.in_place_of(weight) as changed:
+        assert torch.equal(changed, weight + 1e-2) and changed is change.moved
+        with torch.no_grad():
+            changed.add_(1e-2)
+        torch.testing.assert_close(change.difference, torch.full((8, 8), 2e-2))
+        after = changed.detach().clone()
+        assert change.is_in_place
+        1 / 0  # noqa: B018
+    assert torch.equal(weight, before) and not change.is_in_place
+    torch.testing.assert_close(change.difference, torch.full((8, 8), 2e-2))
+    assert (weight + change.difference - after).abs().max() < 1e-7

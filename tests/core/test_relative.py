@@ -10,7 +10,7 @@ from imagic_core.changes import LowRank
 from imagic_core.finetune import finetune_model
 from imagic_core.fit import Settings
 from imagic_core.objective import Embedding
-from imagic_core.relative import RelativeSteps, orthogonal, signs, size_of
+from imagic_core.relative import RelativeSteps, orthogonal, size_of
 
 RATE = 0.01
 
@@ -38,21 +38,49 @@ def test_what_is_but_rounding_is_not_made_large() -> None:
     assert not nothing.any()
 
 
+def stepped(gradients: list[torch.Tensor], size: float = 1.0) -> list[torch.Tensor]:
+    """By how much a whole weight moved with each gradient, in the rate."""
+    weight = torch.nn.Parameter(torch.zeros_like(gradients[0]))
+    optimiser = RelativeSteps([], [(weight, size)], RATE)
+    moves = []
+    for gradient in gradients:
+        before, weight.grad = weight.detach().clone(), gradient.clone()
+        optimiser.step()
+        moves.append((before - weight.detach()) / RATE)
+    return moves
+
+
+def size(weight: torch.Tensor) -> float:
+    if weight.ndim == 1:
+        return weight.abs().max().item()
+    return torch.linalg.svdvals(weight.flatten(1))[0].item()
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (320, 320), (64, 16, 3, 3), (7,)])
-def test_the_signs_of_a_weight_are_as_large_as_one(shape) -> None:
-    weight = noise(*shape)
-    found = signs(weight)
-    assert torch.equal(found.sign(), weight.sign())
-    size = torch.linalg.svdvals(found.flatten(1))[0].item() if len(shape) > 1 else found.abs().max()
-    assert 1.0 <= size < 1.3  # power iteration comes from below
+def test_the_step_of_a_whole_weight_is_the_signs_as_large_as_told(shape) -> None:
+    """Also of those after the first, which look for their size from the last one's on."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=generator) for _ in range(6)]
+    momentum = torch.zeros(shape)
+    for gradient, move in zip(gradients, stepped(gradients, 3.0), strict=True):
+        momentum = momentum.lerp(gradient, 0.1)
+        agree = move.sign() == momentum.sign()
+        assert agree[momentum.abs() > 0.02 * momentum.abs().max()].all()
+        assert 3.0 <= size(move) * 1.0001 < 3.0 * 1.3  # power iteration comes from below
 
 
 def test_signs_that_cancel_along_each_row_are_no_larger() -> None:
     """Nothing that the power iteration starts from may lie at right angles to all of them."""
     weight = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [2.0, -2.0]])
     for rows in (weight, torch.cat([torch.zeros(1, 2), weight])):
-        found = signs(rows)
-        assert torch.linalg.svdvals(found)[0].item() <= 1.5
+        assert all(size(move) <= 1.5 for move in stepped([rows, rows]))
+
+
+def test_a_weight_that_got_no_gradient_at_first_moves_as_far_as_any() -> None:
+    nothing, then = torch.zeros(16, 16), noise(16, 16)
+    first, second = stepped([nothing, then])
+    assert not first.any()
+    assert 1.0 <= size(second) < 1.3
 
 
 @pytest.mark.parametrize("shape", [(320, 320), (64, 16, 3, 3)])

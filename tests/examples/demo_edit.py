@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from demo import arguments
+from machine.accelerators import accelerators
 from machine.environment import MADE
 from machine.host_process import serve
 from miniature import build
@@ -55,14 +55,6 @@ class Terminal:
             print(f"  {time.monotonic() - self.started:.0f} s", flush=True)
 
 
-def has_accelerator() -> bool:
-    """Whether ComfyUI has something faster than the CPU to run on."""
-    xpu = getattr(torch, "xpu", None)
-    return bool(
-        torch.cuda.is_available() or torch.backends.mps.is_available() or xpu and xpu.is_available()
-    )
-
-
 def main() -> int:
     """Run the edit; return the exit code."""
     given = arguments()
@@ -72,7 +64,7 @@ def main() -> int:
     sentence = given.prompt or ours.SENTENCE
     etas = sorted({0.0, *given.eta})
     megapixels = given.megapixels if given.checkpoint else ours.MEGAPIXELS
-    cpu = given.cpu or not has_accelerator()
+    cpu = given.cpu or not accelerators()
 
     comfyui = Path(os.environ["COMFYUI_PATH"])
     started = time.monotonic()

@@ -23,15 +23,13 @@ from talk.api import Prompt
 from talk.client import Client
 
 from examples import ours
-from examples.sheet import contact_sheet
+from examples.sheet import contact_sheet, save_small
 
 DOCS = REPOSITORY / "web" / "docs"
 TARGET = ours.SENTENCE
 ANOTHER = "a photo of a jumping dog on the grass"
 CHECKPOINT = "miniature.safetensors"
 SMALL_CLIP = Path(__file__).parent / "small_clip"
-LARGEST = 60_000
-WIDEST = 960
 
 Wire = list[Any]
 
@@ -215,17 +213,6 @@ PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
 }
 
 
-def save(picture: Image.Image, file: Path) -> None:
-    """Write a JPEG of at most ``LARGEST`` bytes and ``WIDEST`` pixels' width."""
-    picture.thumbnail((WIDEST, WIDEST))
-    for quality in range(90, 30, -5):
-        encoded = io.BytesIO()
-        picture.save(encoded, "JPEG", quality=quality, optimize=True)
-        if encoded.tell() <= LARGEST:
-            break
-    file.write_bytes(encoded.getvalue())
-
-
 def main(names: list[str]) -> None:
     """Write the pictures of these names, or all."""
     with tempfile.TemporaryDirectory() as made:
@@ -239,7 +226,7 @@ def main(names: list[str]) -> None:
             studio = Studio(client, photograph)
             for name, picture in PICTURES.items():
                 if not names or name in names:
-                    save(picture(studio), DOCS / f"{name}.jpg")
+                    save_small(picture(studio), DOCS / f"{name}.jpg")
                     print(f"{name}.jpg", flush=True)
 
 

@@ -24,7 +24,7 @@ SENTENCE = "A photo of a sleeping cat"
 IMAGE = "imagic_cat.jpg"
 """The photograph that the pack puts into ComfyUI's input folder."""
 PHOTOGRAPH = "Your photograph, your sentence"
-LEARN = "Learn the photograph: once for each photograph and sentence"
+LEARN = "Learn the photograph, once"
 EDIT = "Edit"
 KEEP_OUT = "What to keep out"
 # Below the widgets, room for the picture that the node shows while it trains.

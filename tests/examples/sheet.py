@@ -6,11 +6,14 @@ four in a row, so that it stays readable in a browser.
 
 from __future__ import annotations
 
+import io
 import math
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 TILE = 320
+LARGEST, WIDEST = 60_000, 960
 
 
 def contact_sheet(tiles: list[tuple[str, Image.Image]], sentence: str) -> Image.Image:
@@ -29,3 +32,14 @@ def contact_sheet(tiles: list[tuple[str, Image.Image]], sentence: str) -> Image.
         sheet.paste(ImageOps.fit(picture, (TILE, height), Image.Resampling.LANCZOS), (x, y))
         draw.text((x, y + height + 6), label, fill="black", font=font)
     return sheet
+
+
+def save_small(picture: Image.Image, file: Path) -> None:
+    """Write a JPEG of at most ``LARGEST`` bytes and ``WIDEST`` pixels."""
+    picture.thumbnail((WIDEST, WIDEST))
+    for quality in range(90, 30, -5):
+        encoded = io.BytesIO()
+        picture.save(encoded, "JPEG", quality=quality, optimize=True)
+        if encoded.tell() <= LARGEST:
+            break
+    file.write_bytes(encoded.getvalue())

@@ -7,7 +7,6 @@ workflow. Where a workflow needs more than that, its part below says what was do
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from talk.workflow import nodes_of
 from examples import ours
 from examples.companions import build_upscaler
 from examples.prompts import FOLDER, example, put
-from examples.sheet import contact_sheet
+from examples.sheet import contact_sheet, save_small
 from examples.workflows import ESRGAN, TITLES
 
 SOURCE = "a photo of a standing dog on the grass"
@@ -45,7 +44,6 @@ CLIP = {"CLIPVisionLoader": "MiniatureClipVision", "CLIPLoader": "MiniatureClip"
 SMALL_CLIP = Path(__file__).parent / "small_clip"
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
 # under its guidance.
-LARGEST = 60_000
 GUIDE = "../web/docs/eta"
 
 
@@ -207,17 +205,6 @@ PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
 """By name, in the order that makes use of the server's cache."""
 
 
-def save(picture: Image.Image, file: Path) -> None:
-    """Write a JPEG of at most ``LARGEST`` bytes, at most 960 pixels wide."""
-    picture.thumbnail((960, 960))
-    for quality in range(90, 30, -5):
-        encoded = io.BytesIO()
-        picture.save(encoded, "JPEG", quality=quality, optimize=True)
-        if encoded.tell() <= LARGEST:
-            break
-    file.write_bytes(encoded.getvalue())
-
-
 def main(names: list[str]) -> None:
     """Write the thumbnails of these names, or all."""
     comfyui = Path(os.environ["COMFYUI_PATH"])
@@ -234,7 +221,7 @@ def main(names: list[str]) -> None:
             for name, picture in PICTURES.items():
                 if not names or name in names:
                     started = time.monotonic()
-                    save(picture(studio), FOLDER / f"{TITLES.get(name, name)}.jpg")
+                    save_small(picture(studio), FOLDER / f"{TITLES.get(name, name)}.jpg")
                     print(f"{name} {time.monotonic() - started:.0f} s", flush=True)
 
 

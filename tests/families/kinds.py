@@ -405,15 +405,15 @@ def _narrowest(sketch: Callable[[int], Sketch]) -> Sketch:
     raise RuntimeError(f"no width fits {config}")
 
 
-def _flux() -> Sketch:
+def _flux(guided: bool = True) -> Sketch:
     def sketch(width: int) -> Sketch:
-        return {
+        guidance = {"guidance_in.in_layer.weight": _shape(width, 256)} if guided else {}
+        return guidance | {
             "double_blocks.0.img_attn.norm.key_norm.scale": _shape(128),
             "single_blocks.0.": _shape(1),
             "img_in.weight": _shape(width, 64),
             "txt_in.weight": _shape(width, 4096),
             "vector_in.in_layer.weight": _shape(width, 768),
-            "guidance_in.in_layer.weight": _shape(width, 256),
         }
 
     return _narrowest(sketch)

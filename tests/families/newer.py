@@ -11,23 +11,10 @@ from typing import Any
 
 import torch
 
-from families.kinds import Family, Sketch, _narrowest, _sdxl, _shape
+from families.kinds import Family, Sketch, _flux, _sdxl, _shape
 
 W = 64
 """Width of the text, where the network does not insist on its own."""
-
-
-def _flux_schnell() -> Sketch:
-    def sketch(width: int) -> Sketch:
-        return {
-            "double_blocks.0.img_attn.norm.key_norm.scale": _shape(128),
-            "single_blocks.0.": _shape(1),
-            "img_in.weight": _shape(width, 64),
-            "txt_in.weight": _shape(width, 4096),
-            "vector_in.in_layer.weight": _shape(width, 768),
-        }
-
-    return _narrowest(sketch)
 
 
 def _chroma() -> Sketch:
@@ -155,7 +142,7 @@ NEWER: dict[str, Family] = {
             entries={"attention_mask": _ones(77), "attention_mask_mt5xl": _ones(256)},
         ),
         _family(
-            "flux_schnell", "Flux schnell", "FluxSchnell", "FLOW", _flux_schnell, 16,
+            "flux_schnell", "Flux schnell", "FluxSchnell", "FLOW", lambda: _flux(guided=False), 16,
             model_class="Flux", context_width=4096, pooled_width=768, uses_pooled=True, large=True,
         ),
         _family(

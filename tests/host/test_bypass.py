@@ -162,17 +162,16 @@ def test_the_same_lora_is_known_in_a_model_that_has_it(nodes, model, tuned):
     assert nodes.host.base_hash(found) != nodes.host.base_hash(model)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_full_learns_as_much_on_half_precision_weights(pack, comfy, tiny_checkpoint, dtype):
+def test_full_learns_as_much_on_half_precision_weights(pack, comfy, tiny_checkpoint):
     """At the paper's rate each step is far smaller than what the weights' format resolves."""
     nodes, text, image = imagic.Pack(pack), given.conditioning(), given.latent()
     falls = {}
-    for kind in (torch.float32, dtype):
+    for kind in (torch.float32, torch.bfloat16, torch.float16):
         model = given.load(tiny_checkpoint, dtype=kind)
         before, ended, handed = nodes.hand_off(
-            model, text, image, "full", steps=20, rate=2e-6, relative=False
+            model, text, image, "full", steps=12, rate=2e-6, batch_size=1, draws=4, relative=False
         )
         assert handed == pytest.approx(ended, rel=2e-5)
         falls[kind] = before - ended
     assert falls[torch.float32] > 0.01
-    assert falls[dtype] > 0.8 * falls[torch.float32]
+    assert min(falls.values()) > 0.8 * falls[torch.float32]

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import faults
 from talk.client import Event
 
-STEPS = 24
+STEPS = 16
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
 import random
 import threading
 import types
@@ -171,3 +172,18 @@ def frozen(value: Any) -> Any:
 def checksum(tensor: torch.Tensor) -> str:
     bits = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
     return hashlib.blake2b(bits, digest_size=8).hexdigest()
+
+
+def test_a_weight_that_was_moved_itself_is_put_back(nodes, model):
+    """Before anything else of a training is undone, and however it ends."""
+    inside = importlib.import_module(f"{nodes.host.trainable.__module__.rsplit('.', 1)[0]}.changes")
+    changes = nodes.host.new_changes(model, "attention", 4, 0)
+    key = next(key for key in changes if key.endswith(".weight"))
+    layer = model.model.get_submodule(key.removesuffix(".weight"))
+    before = [layer.weight, layer.weight.detach().clone()]
+    with pytest.raises(_Stop), inside.applied(model, changes):
+        assert layer.weight is changes[key].moved
+        assert torch.equal(layer.weight, before[1])
+        raise _Stop
+    assert layer.weight is before[0] and torch.equal(layer.weight, before[1])
+    assert not changes[key].difference.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
@@ -175,6 +176,24 @@ def test_what_was_broken_off_ends_bit_for_bit_as_what_was_not(
     assert steps == list(range(ENDS[end] + 1, STEPS + 1))
     assert said[-1].startswith(f"resumed at step {ENDS[end]} of {STEPS}, now step {STEPS}")
     assert [file.name.split(".")[1:] for file in shelf.iterdir()] == [["learned", "safetensors"]]
+
+
+def test_weights_that_were_moved_themselves_are_not_taken_for_changes(
+    nodes, model, shelf, steps, monkeypatch
+):
+    """As where the weights come to lie in main memory after the training broke off."""
+    whole = run(nodes, model, "attention", keep=False)
+    with monkeypatch.context() as patch:
+        break_off(nodes, patch, "cancelled", 3)
+        assert ended(lambda: run(nodes, model, "attention")) == "InterruptProcessingException"
+    inside = importlib.import_module(
+        nodes.host.trainable.__module__.replace("trainable", "changes")
+    )
+    monkeypatch.setattr(inside, "_is_as_used", lambda *_: False)
+    steps.clear()
+    found = run(nodes, model, "attention")
+    assert steps == list(range(1, STEPS + 1))
+    assert found[1] == pytest.approx(whole[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("end", ["forward", "backward", "optimiser"])
@@ -497,7 +516,7 @@ def test_it_is_kept_as_seldom_as_its_cost_asks(nodes, model, shelf, monkeypatch)
         torch.amp.GradScaler("cpu", enabled=False),
         torch.Generator(),
     )
-    keeper = kept.FileKeeper(shelf / "x", type("Denoiser", (), {"passes": 0})())
+    keeper = kept.FileKeeper(shelf / "x", type("Denoiser", (), {"passes": 0})(), 0)
     keeper.begin(training)
     for _ in range(80):
         clock[0] += 1.0

@@ -11,17 +11,17 @@ from core.alive import Alive
 
 from host import given
 
-MOST = {"full": 1.25, "attention": 1.45, "lora": 3.5}
-"""Method -> the most that is made and held at once, in the size of what is trained.
+HELD = {"full": (0.5, 0.65), "attention": (0.5, 0.9), "lora": (1.0, 3.5)}
+"""Method -> between what lies that which is made and held at once, in the size of what is trained.
 
-Of `full` and `attention` that is the momentum, and next to it what one layer needs; of `lora` the
-momentum, the gradient and its orthogonal turn.
+Of `full` and `attention` that is the momentum in bfloat16, and next to it what one layer needs; of
+`lora` the momentum, the gradient and its orthogonal turn.
 """
 
 
 def steps(nodes, model, method, size=1):
     """What two steps made, and how many bytes are trained; ``size`` is that of `Alive`."""
-    settings = replace(nodes.core.finetune.METHODS[method], steps=2, batch_size=2)
+    settings = replace(nodes.core.finetune.METHODS[method], steps=2, batch_size=1)
     with nodes.session(model, given.conditioning(), given.latent(), method) as session:
         with Alive(size) as alive:
             nodes.core.finetune.finetune_model(
@@ -32,16 +32,17 @@ def steps(nodes, model, method, size=1):
     return alive, sum(p.nbytes for p in trained)
 
 
-@pytest.mark.parametrize("method", MOST)
+@pytest.mark.parametrize("method", HELD)
 def test_no_two_layers_gradients_are_held(nodes, model, method):
     alive, trained = steps(nodes, model, method)
-    assert trained < alive.peak < MOST[method] * trained
+    least, most = HELD[method]
+    assert least * trained < alive.peak < most * trained
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float8_e4m3fn])
 def test_changed_weights_of_any_format_are_made_one_at_a_time(nodes, tiny_checkpoint, stored):
     alive, trained = steps(nodes, given.load(tiny_checkpoint, dtype=stored), "full")
-    assert trained < alive.peak < 1.5 * trained
+    assert 0.5 * trained < alive.peak < trained
 
 
 def test_a_low_rank_change_makes_nothing_as_large_as_a_weight(nodes, model):
@@ -149,6 +150,23 @@ def test_ways_go_on_until_the_smallest(nodes, model, monkeypatch, said):
         "1 at a time, blocks recomputed",
         "1 at a time, blocks recomputed, idle weights in main memory",
     ]
+
+
+def test_weights_that_a_device_cannot_hold_lie_elsewhere_in_part(nodes, model, monkeypatch, said):
+    """Only a GPU has another memory beside it, so the answer is put in its place."""
+    inside, tried = nodes.module.nodes.train, []
+
+    def at_least(_model, _changes, way):
+        tried.append(way)
+        if not way.in_main_memory:
+            raise inside.OutOfMemoryError("the weights take more")
+        return 2**30
+
+    monkeypatch.setattr(inside, "at_least", at_least)
+    edit(nodes, model)
+    assert len(tried) == 8 and sum("idle weights in main memory" in line for line in said) == 2
+    with pytest.raises(RuntimeError, match="Optimize Embedding: the weights take more"):
+        edit(nodes, model, save_memory="off")
 
 
 @pytest.mark.parametrize("method", ["lora", "attention"])

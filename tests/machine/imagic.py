@@ -91,7 +91,7 @@ class Pack:
                 s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step
             )
             found[:] = [at_end(s)]
-            return training.Learned(self.host.changes_to_lora(s.changes), own)
+            return lambda: training.Learned(self.host.changes_to_lora(s.changes), own)
 
         with torch.inference_mode():
             learned = training.train(
@@ -170,7 +170,7 @@ class Pack:
             for part in draws.split(at_once):
                 (self.losses(session, leaves, part).sum() / len(draws)).backward()
         named = dict(session.embedding.with_tensors(leaves).named())
-        named |= {name: change.difference for name, change in session.changes.items()}
+        named |= {name: change.moved for name, change in session.changes.items()}
         return {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}
 
     def sampled_loss(

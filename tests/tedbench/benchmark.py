@@ -1,4 +1,4 @@
-"""TEdBench as it lies on disk, or any folder of the same layout."""
+"""TEdBench as it lies on disk, or any folder of photographs with a list of sentences."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+# What file systems take, 255 bytes, less what is put to it.
+LONGEST_NAME = 240
+
 
 class BenchmarkError(Exception):
     """The folder is not what it should be; the message says where."""
@@ -14,10 +17,11 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """One photograph and the sentence that it shall show."""
+    """One photograph and the sentence that it shall show; ``source`` says what it shows now."""
 
     picture: Path
     text: str
+    source: str = ""
 
     @property
     def name(self) -> str:
@@ -26,23 +30,32 @@ class Task:
 
 
 def read(folder: Path) -> list[Task]:
-    """The edits of a folder with `input_list.json` and `originals/`, in its own order.
+    """The edits of a folder, in its own order.
+
+    Its `input_list.json` is a list of objects with `img_name`, `target_text` and, where it is
+    known, `source_text`. The photographs lie in `originals/`, as in TEdBench, or in the folder
+    itself.
 
     Raises:
         BenchmarkError: a file is missing or has another layout, or two edits share a name.
     """
+    pictures = folder / "originals" if (folder / "originals").is_dir() else folder
     try:
         listed = json.loads((folder / "input_list.json").read_text(encoding="utf-8"))
-        edits = [Task(folder / "originals" / e["img_name"], e["target_text"]) for e in listed]
+        edits = [
+            Task(pictures / e["img_name"], e["target_text"], e.get("source_text", ""))
+            for e in listed
+        ]
     except OSError as error:
-        raise BenchmarkError(f"{folder} is not a TEdBench folder: {error}") from None
-    except (ValueError, TypeError, KeyError) as error:
+        raise BenchmarkError(f"{folder} is not a folder of edits: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BenchmarkError(
             f"{folder / 'input_list.json'} is not a list of img_name and target_text: {error!r}"
         ) from None
     names = set()
     for edit in edits:
-        if edit.picture.parent != folder / "originals" or {"/", "\\"} & set(edit.name):
+        too_long = len(edit.name.encode()) > LONGEST_NAME
+        if edit.picture.parent != pictures or {"/", "\\"} & set(edit.name) or too_long:
             raise BenchmarkError(f"'{edit.name}' cannot be the name of a file")
         if not edit.picture.is_file():
             raise BenchmarkError(f"{edit.picture} is in the list, but not in the folder")

@@ -1,4 +1,4 @@
-"""Fidelity and alignment over eta, means over the benchmark: the paper's figure 9."""
+"""Fidelity and alignment over eta, means over the edits: the paper's figure 9."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from tedbench.scores import ALIGNMENT
+from tedbench.measures import ALIGNMENT, FIDELITY
 
-COLOURS = ("#1f5faa", "#c85a0a")
+COLOURS = {FIDELITY: "#1f5faa", ALIGNMENT: "#c85a0a"}
 METHODS = {"imagic": "fine-tuned", "imagic_without_b": "without stage B"}
 PAPER_RANGE = (0.6, 0.8)
 
@@ -29,20 +29,23 @@ def picture(found: dict[str, Any]) -> Figure | None:
         return None
     figure = Figure(figsize=(9, 5.8), layout="constrained")
     left = figure.subplots()
-    left.set_title(f"mean of {len(found['edits'])} edits", loc="left")
+    left.set_title(f"mean of {len(found['edits'])} edits, 95 % intervals", loc="left")
     left.axvspan(*PAPER_RANGE, color="#e8f0e6", label="the paper's usual range")
-    for place, (measure, colour) in enumerate(zip(found["measures"], COLOURS, strict=False)):
+    shown = [(m, a["of"]) for m, a in found["measures"].items() if a["of"] in COLOURS]
+    for place, (measure, of) in enumerate(shown):
+        colour = COLOURS[of]
         axes = left.twinx() if place else left
         for method, rows in lines.items():
-            axes.plot(
-                [row["value"] for row in rows],
-                [row[measure] for row in rows],
-                **_style(method, colour),
-            )
-        if measure != ALIGNMENT:
-            # Fidelity is 1 for the photograph itself: small differences shall look small.
+            across = [row["value"] for row in rows]
+            means = [row["mean"][measure] for row in rows]
+            axes.plot(across, means, **_style(method, colour))
+            if all(row["interval"][measure] for row in rows):
+                low, high = zip(*(row["interval"][measure] for row in rows), strict=True)
+                axes.fill_between(across, low, high, color=colour, alpha=0.12, linewidth=0)
+        if of == FIDELITY:
+            # It is 1 for the photograph itself: small differences shall look small.
             axes.set_ylim(min(axes.dataLim.y0, 0), 1)
-        axes.set_ylabel(measure if measure == ALIGNMENT else f"fidelity ({measure})", color=colour)
+        axes.set_ylabel(f"{of}: {measure}", color=colour)
         axes.tick_params(axis="y", colors=colour)
     left.set_xlabel("eta")
     left.set_xticks(etas, [f"{eta:g}" for eta in etas])

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from talk.api import Prompt, node
 
 from tedbench.protocol import Protocol
 
-SEEN, SCORED = "seen", "scored"
+SEEN = "seen"
 NEEDED = (
-    "BasicScheduler", "CLIPLoader", "CLIPTextEncode", "CLIPVisionLoader", "CheckpointLoaderSimple",
-    "FlipSigmas", "ImageBatch", "ImageScale", "ImagicEtaSweep", "ImagicFinetuneModel",
-    "ImagicInterpolateConditioning", "ImagicOptimizeEmbedding", "ImagicScoreEdits", "KSampler",
-    "KSamplerSelect", "LoadImage", "PreviewAny", "PreviewImage", "SamplerCustom", "VAEDecode",
-    "VAEEncode",
+    "BasicScheduler", "CLIPTextEncode", "CheckpointLoaderSimple", "FlipSigmas", "ImageScale",
+    "ImagicFinetuneModel", "ImagicInterpolateConditioning", "ImagicOptimizeEmbedding", "KSampler",
+    "KSamplerSelect", "LoadImage", "PreviewImage", "SamplerCustom", "VAEDecode", "VAEEncode",
 )  # fmt: skip
 
 Link = list[Any]
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One that a server has: its ``name`` there, and the size in pixels at which it is edited."""
+
+    name: str
+    width: int
+    height: int
 
 
 def picture_node(index: int) -> str:
@@ -25,21 +33,11 @@ def picture_node(index: int) -> str:
     return f"picture_{index}"
 
 
-def _photograph(protocol: Protocol, photograph: str) -> Prompt:
-    return {
-        "photograph": node("LoadImage", image=photograph),
-        "input": node(
-            "ImageScale", image=["photograph", 0], upscale_method="lanczos",
-            width=protocol.size, height=protocol.size, crop="center",
-        ),
-    }  # fmt: skip
-
-
 def _say(text: str) -> dict[str, Any]:
     return node("CLIPTextEncode", clip=["checkpoint", 1], text=text)
 
 
-def method_prompt(protocol: Protocol, method: str, photograph: str, text: str) -> Prompt:
+def method_prompt(protocol: Protocol, method: str, photograph: Photograph, text: str) -> Prompt:
     """All settings of one method on one edit; each picture comes out at its ``picture_node``.
 
     The methods' prompts have the nodes in common that they can, so that a server which gets them
@@ -48,16 +46,21 @@ def method_prompt(protocol: Protocol, method: str, photograph: str, text: str) -
     Args:
         protocol: of the run.
         method: one of ``METHODS``.
-        photograph: its name on the server.
+        photograph: of the edit.
         text: the benchmark's sentence.
     """
-    prompt = _photograph(protocol, photograph) | {
+    prompt = {
+        "photograph": node("LoadImage", image=photograph.name),
+        "input": node(
+            "ImageScale", image=["photograph", 0], upscale_method="lanczos",
+            width=photograph.width, height=photograph.height, crop="center",
+        ),
         SEEN: node("PreviewImage", images=["input", 0]),
         "checkpoint": node("CheckpointLoaderSimple", ckpt_name=protocol.checkpoint),
         "latent": node("VAEEncode", pixels=["input", 0], vae=["checkpoint", 2]),
         "target": _say(text),
         "negative": _say(protocol.negative),
-    }
+    }  # fmt: skip
     settings = protocol.settings(method)
     if method == "ddib":
         prompt |= _ddib(protocol)
@@ -131,38 +134,3 @@ def _ddib(protocol: Protocol) -> Prompt:
             latent_image=["back", 0],
         ),
     }  # fmt: skip
-
-
-def score_prompt(protocol: Protocol, photograph: str, text: str, pictures: list[str]) -> Prompt:
-    """Score the photograph as it is and all pictures of an edit, in this order, at ``SCORED``.
-
-    Imagic Score Edits orders what it scores by eta. Only Imagic Eta Sweep makes a list of numbers
-    for it on every ComfyUI, so one that is not sampled gives them: here they are only the order.
-
-    Args:
-        protocol: of the run.
-        photograph: its name on the server.
-        text: the benchmark's sentence.
-        pictures: their names on the server, all of ``protocol.size``.
-    """
-    prompt = _photograph(protocol, photograph)
-    batch: Link = ["input", 0]
-    for index, picture in enumerate(pictures):
-        prompt[f"loaded_{index}"] = node("LoadImage", image=picture)
-        prompt[f"batch_{index}"] = node("ImageBatch", image1=batch, image2=[f"loaded_{index}", 0])
-        batch = [f"batch_{index}", 0]
-    prompt["checkpoint"] = node("CheckpointLoaderSimple", ckpt_name=protocol.checkpoint)
-    prompt["target"] = _say(text)
-    prompt["numbers"] = node(
-        "ImagicEtaSweep", target=["target", 0], optimized=["target", 0], start=0.0, stop=1.0,
-        count=len(pictures) + 1,
-    )  # fmt: skip
-    scored = node("ImagicScoreEdits", images=batch, original=["input", 0], etas=["numbers", 1])
-    if protocol.clip:
-        prompt["vision"] = node("CLIPVisionLoader", clip_name=protocol.clip)
-        prompt["clip"] = node("CLIPLoader", clip_name=protocol.clip, type="stable_diffusion")
-        scored["inputs"] |= {"clip_vision": ["vision", 0], "clip": ["clip", 0], "text": text}
-    prompt[SCORED] = scored
-    # Nothing is run that no node puts out.
-    prompt["table"] = node("PreviewAny", source=[SCORED, 1])
-    return prompt

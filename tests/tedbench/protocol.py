@@ -13,8 +13,6 @@ from tedbench.store import write
 FILE = "protocol.json"
 METHODS = ("imagic", "imagic_without_b", "sdedit", "ddib")
 SHOWN = 0.7
-# What Imagic Score Edits takes in one sweep, less the photograph itself.
-MOST_PICTURES = 63
 
 
 class ProtocolError(Exception):
@@ -25,12 +23,14 @@ class ProtocolError(Exception):
 class Protocol:
     """Everything that decides what a picture looks like, and which are compared.
 
-    Of the photograph, the middle square is scaled to ``size``. ``optimize`` and ``finetune`` are
+    Of the photograph, the middle square is scaled to ``size``; where it is taken ``whole``, all of
+    it to about as many pixels. ``optimize`` and ``finetune`` are
     all inputs of Imagic's two training nodes that are not wired. The benchmark has no sentence for
     a photograph as it is, and one made up for it would be a choice, so DDIB inverts under
     ``ddib_source``, the empty sentence: it is weaker than with a good caption. Imagic and SDEdit
     each have the kind of sampler that served them best where the true result was known, in
-    tests/benchmarks/counterfactual.py.
+    tests/benchmarks/counterfactual.py. ``clip`` is the folder of the CLIP that measures; None for
+    the usual one where it is on the machine.
     """
 
     benchmark: str
@@ -38,6 +38,7 @@ class Protocol:
     optimize: dict[str, Any]
     finetune: dict[str, Any]
     size: int = 512
+    whole: bool = False
     seed: int = 0
     etas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     strengths: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -62,9 +63,14 @@ class Protocol:
                 raise ProtocolError(f"{name} must be different to two decimals, not {grid}")
         if not all(0 < strength <= 1 for strength in self.strengths):
             raise ProtocolError(f"strengths must lie above 0 and up to 1, not {self.strengths}")
-        pictures = sum(len(self.settings(method)) for method in METHODS)
-        if pictures > MOST_PICTURES:
-            raise ProtocolError(f"{pictures} pictures for each edit; {MOST_PICTURES} can be scored")
+
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height at which a photograph is edited, multiples of 8, in pixels."""
+        if not self.whole:
+            return self.size, self.size
+        factor = self.size / (width * height) ** 0.5
+        across, down = (max(64, 8 * round(side * factor / 8)) for side in (width, height))
+        return across, down
 
     def settings(self, method: str) -> dict[str, float | None]:
         """The method's settings by the name of the folder that their pictures lie in."""

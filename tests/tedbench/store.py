@@ -112,7 +112,8 @@ class Store:
         ]  # fmt: skip
 
     def _note(self, edit: Task, method: str, **record: Any) -> None:
-        record = {"photograph": edit.picture.name, "text": edit.text, **record}
+        about = {"photograph": edit.picture.name, "text": edit.text, "source": edit.source}
+        record = about | record
         file = self.folder / "records" / edit.name / f"{method}.json"
         write(file, json.dumps(record, indent=1).encode())
 

@@ -12,8 +12,8 @@ from talk.editor import browsing
 
 from tedbench import answers, page, protocol
 from tedbench.benchmark import Task
+from tedbench.pictures import RUN, keep_all
 from tedbench.store import Store
-from tedbench.test_tedbench import RUN, keep_all
 
 EDITS = 10
 

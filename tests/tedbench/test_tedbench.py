@@ -1,9 +1,8 @@
-"""The TEdBench runner without servers: names, protocol, blinding, intervals, means."""
+"""The TEdBench runner without servers: names, protocol, blinding, intervals."""
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import runpy
@@ -15,70 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from machine.environment import TESTS
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from tedbench import answers, benchmark, curves, page, prompts, protocol, scores, store
+from tedbench import answers, benchmark, page, prompts, protocol, store
 from tedbench.benchmark import BenchmarkError, Task
-from tedbench.protocol import METHODS, Protocol, ProtocolError
-from tedbench.servers import JobFailed
+from tedbench.pictures import RUN, encoded, make_benchmark, png
+from tedbench.protocol import METHODS, ProtocolError
 from tedbench.store import Store
-
-RUN = Protocol(
-    "no benchmark", "tiny.safetensors", {"steps": 2}, {"steps": 2}, size=64,
-    etas=(0.0, 0.5, 1.0), strengths=(0.4, 0.8),
-)  # fmt: skip
-
-
-def png(seed: int, **text: str) -> bytes:
-    """A picture of noise, with texts in it as ComfyUI writes them."""
-    pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
-    return encoded(Image.fromarray(pixels), **text)
-
-
-def encoded(picture: Image.Image, **text: str) -> bytes:
-    """The picture as PNG, with texts in it."""
-    about = PngImagePlugin.PngInfo()
-    for name, value in text.items():
-        about.add_text(name, value)
-    content = io.BytesIO()
-    picture.save(content, "PNG", pnginfo=about)
-    return content.getvalue()
-
-
-def make_benchmark(folder: Path, count: int = 2) -> list[Task]:
-    """A folder as TEdBench is, with photographs of noise."""
-    (folder / "originals").mkdir(parents=True)
-    listed = [
-        {"img_name": f"pet{i}.png", "target_text": f"A photo of pet {i} sitting."}
-        for i in range(count)
-    ]
-    for i, one in enumerate(listed):
-        (folder / "originals" / one["img_name"]).write_bytes(png(1000 + i))
-    (folder / "input_list.json").write_text(json.dumps(listed))
-    return benchmark.read(folder)
-
-
-def keep_all(kept: Store, edits: list[Task], run: Protocol = RUN, methods=METHODS) -> None:
-    """Results of all methods: noise, different for each picture."""
-    for e, edit in enumerate(edits):
-        for m, method in enumerate(methods):
-            pictures = {
-                setting: png(100 * e + 10 * m + s, prompt=f"made by {method}")
-                for s, setting in enumerate(run.settings(method))
-            }
-            kept.keep(edit, method, pictures, png(e, prompt="LoadImage"))
-
-
-@pytest.fixture
-def kept(tmp_path: Path) -> Store:
-    """A finished run of two edits."""
-    edits = make_benchmark(tmp_path / "tedbench")
-    protocol.begin(tmp_path / "out", RUN)
-    keep_all(made := Store(tmp_path / "out"), edits)
-    return made
-
 
 # ---- the benchmark --------------------------------------------------------------------------
 
@@ -123,13 +65,14 @@ def test_wanted_edits_that_are_not_there_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("listed", "complaint"),
     [
-        (None, "not a TEdBench folder"),
+        (None, "not a folder of edits"),
         ({"a": 1}, "not a list of img_name"),
         ([{"img_name": "pet0.png"}], "not a list of img_name"),
         ([{"img_name": "gone.png", "target_text": "A"}], "gone.png is in the list"),
         ([{"img_name": "../pet0.png", "target_text": "A"}], "cannot be the name of a file"),
         ([{"img_name": "pet0.png", "target_text": "A/B"}], "cannot be the name of a file"),
         ([{"img_name": "pet0.png", "target_text": t} for t in ("A.", "A")], "two edits"),
+        ([{"img_name": "pet0.png", "target_text": "A" * 300}], "cannot be the name of a file"),
     ],
 )
 def test_a_folder_of_another_layout_is_refused(tmp_path: Path, listed, complaint: str) -> None:
@@ -148,12 +91,12 @@ def test_the_same_protocol_goes_on_and_another_is_refused(tmp_path: Path) -> Non
     protocol.begin(tmp_path / "out", RUN)
     assert protocol.load(tmp_path / "out") == RUN
     before = (tmp_path / "out" / protocol.FILE).read_bytes()
-    changed = replace(RUN, etas=(0.0, 1.0), optimize={"steps": 3}, cfg=7.0)
+    changed = replace(RUN, etas=(0.0, 1.0), optimize=RUN.optimize | {"steps": 3}, cfg=7.0)
     with pytest.raises(ProtocolError) as refused:
         protocol.begin(tmp_path / "out", changed)
     told = str(refused.value)
     assert "etas: [0.0, 0.5, 1.0] there, [0.0, 1.0] now" in told
-    assert "optimize: {'steps': 2} there, {'steps': 3} now" in told
+    assert "optimize: {'steps': 2, " in told and "} there, {'steps': 3, " in told
     assert "cfg: 4.0 there, 7.0 now" in told
     assert "strengths" not in told
     assert (tmp_path / "out" / protocol.FILE).read_bytes() == before
@@ -171,11 +114,20 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"size": 100}, {"size": 0}, {"etas": ()}, {"etas": (0.5, 0.501)}, {"strengths": (0.0, 0.5)},
-     {"strengths": (1.2,)}, {"etas": tuple(i / 100 for i in range(40))}],
+     {"strengths": (1.2,)}],
 )  # fmt: skip
 def test_protocols_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(ProtocolError):
         replace(RUN, **wrong)
+
+
+def test_a_whole_photograph_keeps_its_shape_at_as_many_pixels() -> None:
+    whole = replace(RUN, size=512, whole=True)
+    for photograph in ((4000, 3000), (3000, 4000), (512, 512), (1920, 1080)):
+        width, height = whole.shape(*photograph)
+        assert width % 8 == height % 8 == 0 and width * height == pytest.approx(512**2, rel=0.03)
+        assert width / height == pytest.approx(photograph[0] / photograph[1], rel=0.02)
+    assert replace(whole, whole=False).shape(4000, 3000) == (512, 512)
 
 
 def test_shown_setting_is_the_nearest_and_of_two_the_lower() -> None:
@@ -190,7 +142,8 @@ def test_shown_setting_is_the_nearest_and_of_two_the_lower() -> None:
 
 
 def prompt_of(method: str) -> prompts.Prompt:
-    return prompts.method_prompt(RUN, method, "photograph.png", "A photo of a cat.")
+    photograph = prompts.Photograph("photograph.png", 64, 64)
+    return prompts.method_prompt(RUN, method, photograph, "A photo of a cat.")
 
 
 def test_each_setting_is_one_picture() -> None:
@@ -225,14 +178,6 @@ def test_methods_differ_by_what_the_paper_says() -> None:
         }
 
 
-def test_clip_is_asked_only_where_it_is_named() -> None:
-    without = prompts.score_prompt(RUN, "p.png", "A cat.", ["a.png", "b.png"])
-    named = prompts.score_prompt(replace(RUN, clip="l14.safetensors"), "p.png", "A cat.", ["a.png"])
-    assert "clip" not in without["scored"]["inputs"]
-    assert named["scored"]["inputs"]["text"] == "A cat."
-    assert named["vision"]["inputs"]["clip_name"] == "l14.safetensors"
-
-
 # ---- the store ------------------------------------------------------------------------------
 
 
@@ -259,92 +204,6 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_picture_of_one_colour_is_blank() -> None:
     assert store.is_blank(encoded(Image.new("RGB", (8, 8), (3, 3, 3))))
     assert not store.is_blank(png(0))
-
-
-# ---- the scores -----------------------------------------------------------------------------
-
-
-def score_all(kept: Store, measures=("SSIM",)) -> None:
-    """Scores that are told from each other: the edit's number, and hundredths by place."""
-    settings = {method: RUN.settings(method) for method in METHODS}
-    for e, name in enumerate(kept.names()):
-        pictures = kept.pictures_of(name, settings)
-        rows = [
-            {m: (-1) ** k * (e + i / 100) for k, m in enumerate(measures)}
-            for i in range(len(pictures) + 1)
-        ]
-        kept.keep_scores(name, {"pictures": pictures, "rows": rows})
-
-
-def test_numbers_of_the_node_are_read_in_order() -> None:
-    sent = {"etas": [0, 0.5], "measures": {"1 - LPIPS": [1, 0.51234], "CLIP score": [0.21, -0.015]}}
-    assert scores.read({prompts.SCORED: {"scores": [json.dumps(sent)]}}) == [
-        {"1 - LPIPS": 1.0, "CLIP score": 0.21},
-        {"1 - LPIPS": 0.5123, "CLIP score": -0.015},
-    ]
-
-
-def test_a_node_that_sends_no_numbers_is_told() -> None:
-    with pytest.raises(JobFailed, match="sent no numbers"):
-        scores.read({"table": {"text": ["eta  SSIM"]}})
-
-
-def test_means_are_by_method_and_setting(kept: Store) -> None:
-    score_all(kept)
-    found = scores.report(kept, RUN)
-    got = {(row["method"], row["setting"]): round(row["SSIM"], 6) for row in found["rows"]}
-    places = [("photograph", "")] + [(m, s) for m in METHODS for s in RUN.settings(m)]
-    assert got == {place: round(0.5 + i / 100, 6) for i, place in enumerate(places)}
-    text = (kept.folder / "scores.md").read_text()
-    assert "| imagic | eta 0.50 (shown to people) | 0.5200 |" in text
-    assert "| ddib |  (shown to people) |" in text
-    assert "| imagic_without_b | eta 0.50 | 0.5500 |" in text
-    assert "Fidelity to the photograph is SSIM" in text and "was not measured" in text
-    assert json.loads((kept.folder / "scores.json").read_text()) == found
-
-
-def test_an_edit_that_lacks_a_method_is_left_out_and_named(kept: Store) -> None:
-    first, second = kept.names()
-    kept.picture(second, "ddib", "").unlink()
-    score_all(kept)
-    found = scores.means(kept, RUN)
-    assert found["edits"] == [first]
-    assert found["left_out"] == {second: "lacks ddib"}
-    assert f"Left out: {second} (lacks ddib)" in scores.markdown(found, RUN)
-
-
-def test_different_measures_are_not_averaged(kept: Store) -> None:
-    score_all(kept)
-    name = kept.names()[1]
-    other = kept.scores(name)
-    other["rows"] = [{"1 - LPIPS": 1.0} for _ in other["rows"]]
-    kept.keep_scores(name, other)
-    with pytest.raises(scores.ScoresDiffer, match="by SSIM.*by 1 - LPIPS"):
-        scores.means(kept, RUN)
-
-
-def test_curves_are_drawn_where_the_means_are(kept: Store) -> None:
-    score_all(kept, ("SSIM", "CLIP score"))
-    found = scores.means(kept, RUN)
-    figure = curves.picture(found)
-    figure.set_layout_engine("none")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())[::-1, :, :3]  # from below, as the axes count
-    for axes, measure, colour in zip(figure.axes, found["measures"], curves.COLOURS, strict=True):
-        for method in curves.METHODS:
-            rows = [row for row in found["rows"] if row["method"] == method]
-            assert len(rows) == len(RUN.etas)
-            for row in rows:
-                x, y = axes.transData.transform((row["value"], row[measure])).round().astype(int)
-                # Without stage B the marks are hollow.
-                around = drawn[y - 5 : y + 6, x - 5 : x + 6].reshape(-1, 3) / 255
-                assert np.abs(around - to_rgb(colour)).max(1).min() < 0.1, (measure, row)
-    similar, alike = figure.axes
-    assert similar.get_ylim() == (0, 1) and similar.get_xlim() == (0, 1)
-    assert similar.get_ylabel() == "fidelity (SSIM)" and alike.get_ylabel() == "CLIP score"
-    without = [r for r in found["rows"] if r["method"] not in ("imagic", "imagic_without_b")]
-    assert curves.picture({**found, "rows": without}) is None
 
 
 # ---- the page -------------------------------------------------------------------------------
@@ -506,10 +365,9 @@ def test_help_says_how_to_use_it() -> None:
 
 
 def test_report_and_answers_work_from_the_command_line(kept: Store, tmp_path: Path) -> None:
-    score_all(kept)
     done = command("report", kept.folder)
     assert done.returncode == 0, done.stderr
-    assert "4 blind choices" in done.stdout
+    assert "4 blind choices" in done.stdout and "| imagic | eta 0.50 (shown" in done.stdout
     assert (kept.folder / "curves.png").is_file()
     key = page.load_key(kept.folder)
     file = answer_file(tmp_path, "a", dict.fromkeys(key["trials"], "left"), key["run"])
