@@ -2,7 +2,8 @@
 
 A small network learns, from one photograph and CLIP alone, to paint an edit with an opacity of its
 own over the photograph. It can recolour and change textures; it is held to the photograph's
-structure, so that it cannot move anything. Weights of the losses are those of the paper's code.
+structure, so that it cannot move anything. Weights of the losses are those of the paper's code, as
+is the opacity's beginning where CLIP sees what is to be painted over.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +22,21 @@ from .fit import Progress
 
 WIDTH, SCALES, SMALLEST = 64, 7, 8
 SCREEN = (0.0, 177 / 255, 64 / 255)
-STRUCTURE, SPARSITY = 2.0, 0.06
+STRUCTURE, SPARSITY, PLACE = 2.0, 0.06, 10.0
 PHOTOGRAPH_COVER, VIEW_COVER = 0.85, 0.6
 
-See = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""CLIP's eyes: pictures [B, 3, H, W] in 0..1 -> what it makes of each [B, D], and the tokens
-[B, N, W] before its last layer."""
+
+class Eyes(Protocol):
+    """CLIP's, on the photograph's device."""
+
+    def see(self, pictures: Tensor, /) -> tuple[Tensor, Tensor]:
+        """What CLIP makes of each picture [B, 3, H, W] in 0..1, [B, D], with a gradient.
+
+        Also the tokens [B, N, W] before its last layer.
+        """
+
+    def relevance(self, picture: Tensor, sentence: Tensor, /) -> Tensor:
+        """Where a picture [1, 3, H, W] shows what a sentence [D] says: [1, 1, H, W] in 0..1."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +63,13 @@ class Told(NamedTuple):
         target: what the picture shall show.
         screen: the same of the painted layer alone, over a green screen.
         source: what the photograph shows.
+        region: what of it is painted over; None leaves that to the training.
     """
 
     target: Tensor
     screen: Tensor
     source: Tensor
+    region: Tensor | None = None
 
 
 class Layer(NamedTuple):
@@ -108,7 +121,7 @@ def _block(channels: int, stride: int = 1) -> nn.Sequential:
 
 def paint(
     photograph: Tensor,
-    see: See,
+    eyes: Eyes,
     told: Told,
     settings: Settings,
     on_step: Callable[[Progress], None],
@@ -117,7 +130,7 @@ def paint(
 
     Args:
         photograph: [1, 3, H, W] in 0..1, at least 2 * ``SMALLEST`` wide and high.
-        see: must pass gradients to the pictures.
+        eyes: of the CLIP that the sentences are told by.
         told: on the photograph's device.
         settings: steps, seed and views.
         on_step: called after each step, its estimate the crop as it was painted; what it raises
@@ -135,15 +148,22 @@ def paint(
     optimiser = torch.optim.Adam(painter.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, settings.steps)
     generator = torch.Generator().manual_seed(settings.seed)
+    clip = _Losses(eyes, told, settings.views, generator)
+    given = [photograph]
+    if told.region is not None:
+        given.append(eyes.relevance(photograph, told.region))
     losses: list[float] = []
     for step in range(1, settings.steps + 1):
-        crop = _crop(photograph, PHOTOGRAPH_COVER, generator)
+        part = _crop(torch.cat(given, 1), PHOTOGRAPH_COVER, generator)
         if torch.rand((), generator=generator) < 0.5:
-            crop = crop.flip(-1)
+            part = part.flip(-1)
+        crop, place = part[:, :3], part[:, 3:]
         layer = painter(crop)
         # CLIP's passes end at the layer, one view after the other, so that the memory is of one.
         leaf = Layer(*(t.detach().requires_grad_() for t in layer))
-        loss = sum(_backward(part) for part in _parts(leaf, crop, see, told, settings, generator))
+        rest = 1 - (step - 1) / settings.steps
+        terms = chain(_of_opacity(leaf.opacity, place, rest), clip.of(leaf, crop))
+        loss = sum(_backward(term) for term in terms)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {step} is {loss}: the learning rate {settings.learning_rate:g} "
@@ -159,34 +179,45 @@ def paint(
         return painter(photograph), losses
 
 
-def _backward(part: Tensor) -> float:
-    part.backward()
-    return part.item()
+def _backward(term: Tensor) -> float:
+    term.backward()
+    return term.item()
 
 
-def _parts(
-    leaf: Layer,
-    crop: Tensor,
-    see: See,
-    told: Told,
-    settings: Settings,
-    generator: torch.Generator,
-) -> Iterator[Tensor]:
-    """The terms of the loss."""
-    yield SPARSITY * (leaf.opacity.mean() + (2 * torch.sigmoid(5 * leaf.opacity) - 1).mean())
-    with torch.no_grad():
-        structure = self_similarity(see(crop)[1])
-    found = self_similarity(see(leaf.over(crop))[1])
-    yield STRUCTURE * F.mse_loss(found, structure)
-    screen = torch.tensor(SCREEN).view(1, 3, 1, 1).to(crop)
-    for _ in range(settings.views):
-        three = torch.cat([leaf.over(crop), leaf.over(screen), crop])
-        composite, alone, before = see(_crop(three, VIEW_COVER, generator))[0]
-        yield (
-            _distance(composite, told.target)
-            + _distance(composite - before, told.target - told.source)
-            + _distance(alone, told.screen)
-        ) / settings.views
+def _of_opacity(opacity: Tensor, place: Tensor, rest: float) -> Iterator[Tensor]:
+    """What is asked of the opacity: little of it and, at first, in its place."""
+    yield SPARSITY * (opacity.mean() + (2 * torch.sigmoid(5 * opacity) - 1).mean())
+    if place.numel():
+        yield PLACE * rest * F.mse_loss(opacity, place)
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """What CLIP asks of a layer, looking at it ``views`` times."""
+
+    eyes: Eyes
+    told: Told
+    views: int
+    generator: torch.Generator
+
+    def of(self, layer: Layer, crop: Tensor) -> Iterator[Tensor]:
+        """The terms for a layer of this crop of the photograph."""
+        with torch.no_grad():
+            structure = self_similarity(self.eyes.see(crop)[1])
+        found = self_similarity(self.eyes.see(layer.over(crop))[1])
+        yield STRUCTURE * F.mse_loss(found, structure)
+        screen = torch.tensor(SCREEN).view(1, 3, 1, 1).to(crop)
+        for _ in range(self.views):
+            three = torch.cat([layer.over(crop), layer.over(screen), crop])
+            view = _crop(three, VIEW_COVER, self.generator)
+            composite, alone = self.eyes.see(view[:2])[0]
+            with torch.no_grad():
+                (before,) = self.eyes.see(view[2:])[0]
+            yield (
+                _distance(composite, self.told.target)
+                + _distance(composite - before, self.told.target - self.told.source)
+                + _distance(alone, self.told.screen)
+            ) / self.views
 
 
 def self_similarity(tokens: Tensor) -> Tensor:

@@ -56,6 +56,14 @@ class ImagicText2Live(io.ComfyNode):
                     default="",
                     tooltip="What is painted, by itself: such as a red dog.",
                 ),
+                io.String.Input(
+                    "region_text",
+                    multiline=True,
+                    default="",
+                    tooltip="What of the photograph is painted over, such as a dog: training "
+                    "begins where CLIP sees it. Empty: it finds the place by itself, and tints "
+                    "more of the rest.",
+                ),
                 io.Int.Input(
                     "steps",
                     default=DEFAULT.steps,
@@ -113,6 +121,7 @@ class ImagicText2Live(io.ComfyNode):
         text: str,
         source_text: str,
         layer_text: str,
+        region_text: str,
         steps: int,
         learning_rate: float = DEFAULT.learning_rate,
         views: int = DEFAULT.views,
@@ -122,6 +131,7 @@ class ImagicText2Live(io.ComfyNode):
         _check(image, {"text": text, "source_text": source_text, "layer_text": layer_text})
         settings = Settings(steps, learning_rate, seed, views)
         said = [text, f"{layer_text.strip()} over a green screen", source_text]
+        said += [region_text] if region_text.strip() else []
         sentences = comfy_host.sentences_of_pair(clip_vision, clip, said)
         try:
             layer, whole, losses = _painted(image, clip_vision, sentences, settings)
@@ -162,11 +172,11 @@ def _painted(
     image: Tensor, clip_vision: comfy_host.ClipVision, sentences: Tensor, settings: Settings
 ) -> tuple[Layer, Tensor, list[float]]:
     """The layer, it over the photograph, and the losses."""
-    with comfy_host.seeing(clip_vision) as see:
+    with comfy_host.seeing(clip_vision) as eyes:
         device = clip_vision.load_device
         photograph = image[..., :3].movedim(-1, 1).to(device, torch.float32, copy=True)
         photograph = photograph.expand(-1, 3, -1, -1).contiguous().clamp(0, 1)
         told = Told(*sentences.to(device, torch.float32, copy=True))
         reporter = Reporter(device, settings.steps, lambda x: to_pil(x[0].movedim(0, -1)))
-        layer, losses = paint(photograph, see, told, settings, reporter)
+        layer, losses = paint(photograph, eyes, told, settings, reporter)
         return layer, layer.over(photograph), losses

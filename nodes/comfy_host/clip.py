@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.model_management
 import torch
 import torch.nn.functional as F
+from comfy.clip_model import CLIPAttention
 from comfy.clip_vision import ClipVisionModel as ClipVision
 from comfy.sd import CLIP as Clip
 from torch import Tensor
@@ -17,8 +18,6 @@ from ..errors import BadInputError
 from .in_place import copied_before_change
 from .kernels import differentiable_kernels
 from .trainable import frozen_weights, trainable_clone
-
-See = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def sentences_of_pair(clip_vision: ClipVision, clip: Clip, texts: Sequence[str]) -> Tensor:
@@ -78,28 +77,9 @@ def _is_learned(weight: Tensor) -> bool:
 
 
 @contextmanager
-def seeing(clip_vision: ClipVision) -> Iterator[See]:
-    """The vision encoder loaded, with a gradient by its pictures; on exit it is as it was.
-
-    The host's own way of preparing a picture rounds it to 8 bits, which has none.
-
-    Yields:
-        Pictures [B, 3, H, W] in 0..1, on its device -> their embeddings [B, P], and the tokens
-        [B, N, W] before the last layer. Pictures that are not square are stretched.
-    """
+def seeing(clip_vision: ClipVision) -> Iterator[Eyes]:
+    """The vision encoder loaded, with a gradient by its pictures; on exit it is as it was."""
     patcher = trainable_clone(clip_vision.patcher)
-    model, size = patcher.model, clip_vision.image_size
-
-    def see(pictures: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (
-            torch.tensor(values).view(1, 3, 1, 1).to(x)
-            for values in (clip_vision.image_mean, clip_vision.image_std)
-        )
-        with copied_before_change():
-            out = model(pixel_values=(x - mean) / std, intermediate_output=-2)
-        return out[2], out[1]
-
     with ExitStack() as undo:
         # Asking for more than there is makes room: all else is unloaded.
         comfy.model_management.load_models_gpu(
@@ -107,6 +87,69 @@ def seeing(clip_vision: ClipVision) -> Iterator[See]:
         )
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
-        undo.enter_context(frozen_weights(model))
+        undo.enter_context(frozen_weights(patcher.model))
         undo.enter_context(differentiable_kernels())
-        yield see
+        yield Eyes(clip_vision)
+
+
+class Eyes:
+    """``imagic_core.text2live.Eyes`` of a CLIP_VISION, valid while ``seeing`` lasts."""
+
+    def __init__(self, clip_vision: ClipVision) -> None:
+        """The host's own way of preparing a picture rounds it to 8 bits: it has no gradient."""
+        self.model, self.size = clip_vision.model, clip_vision.image_size
+        self.mean, self.std = (
+            torch.tensor(values, device=clip_vision.load_device).view(1, 3, 1, 1)
+            for values in (clip_vision.image_mean, clip_vision.image_std)
+        )
+
+    def see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures [B, 3, H, W] in 0..1, on its device, stretched where they are not square.
+
+        Returns:
+            Their embeddings [B, P], and the tokens [B, N, W] before the last layer.
+        """
+        x = F.interpolate(pictures, (self.size, self.size), mode="bicubic", antialias=True)
+        with copied_before_change():
+            out = self.model(
+                pixel_values=(x.clamp(0, 1) - self.mean) / self.std, intermediate_output=-2
+            )
+        return out[2], out[1]
+
+    def relevance(self, picture: Tensor, sentence: Tensor) -> Tensor:
+        """Where a picture [1, 3, H, W] shows what a sentence [P] says: [1, 1, H, W] in 0..1.
+
+        Chefer et al. (ICCV 2021): what each layer attends to, weighted by how that moves the
+        cosine between both, carried from layer to layer.
+        """
+        with _attended(self.model) as layers:
+            seen, _ = self.see(picture.detach().requires_grad_())
+        slopes = torch.autograd.grad(F.cosine_similarity(seen, sentence[None]).sum(), layers)
+        carried = torch.eye(layers[0].shape[-1], device=picture.device)
+        for layer, slope in zip(layers, slopes, strict=True):
+            carried = carried + (layer * slope).detach().clamp(min=0).mean(1) @ carried
+        patches = carried[:, 0, 1:]
+        side = round(patches.shape[1] ** 0.5)
+        found = F.interpolate(patches.view(1, 1, side, side), picture.shape[-2:], mode="bilinear")
+        low, high = found.aminmax()
+        return (found - low) / (high - low).clamp(min=1e-12)
+
+
+@contextmanager
+def _attended(model: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """What the tokens of each layer attend to in a pass, [B, heads, N, N], in order."""
+    layers: list[Tensor] = []
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: None) -> Tensor:
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        layers.append((q @ k.mT * q.shape[-1] ** -0.5).softmax(-1))
+        return (layers[-1] @ v).transpose(1, 2).flatten(2)
+
+    def with_ours(_: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*inputs[:2], attention)
+
+    with ExitStack() as undo:
+        for module in model.modules():
+            if isinstance(module, CLIPAttention):
+                undo.callback(module.register_forward_pre_hook(with_ours).remove)
+        yield layers

@@ -41,13 +41,13 @@ HUE_TOLERANCE = 0.5 / len(clip.COLOURS)
 
 
 class Edit(NamedTuple):
-    """One edit: what is said before, after and of the layer, the true result, and how it is told.
+    """One edit: what is said, the true result, and how it is told.
 
-    ``source`` and ``truth`` are uint8 [128, 128, 3].
+    ``said`` are the node's texts; ``source`` and ``truth`` are uint8 [128, 128, 3].
     """
 
     kind: str
-    said: tuple[str, str, str]
+    said: dict[str, str]
     source: np.ndarray
     truth: np.ndarray
     reached: Callable[[reader.Reading], bool]
@@ -75,18 +75,18 @@ def edits(index: int) -> list[Edit]:
     def edit(
         kind: str,
         after: Said,
-        layer: Said,
         truth: np.ndarray,
         reached: Callable[[reader.Reading], bool],
         now: Said = before,
     ) -> Edit:
-        texts = tuple(clip.sentence(said) for said in (now, after, layer))
-        return Edit(kind, texts, source, truth, reached)  # type: ignore[arg-type]  # three of them
+        # Of the layer and of what it covers: what changes, and nothing else.
+        layer, region = (clip.NOTHING._replace(**{kind: getattr(s, kind)}) for s in (after, now))
+        said = {"text": after, "source_text": now, "layer_text": layer, "region_text": region}
+        return Edit(kind, {k: clip.sentence(s) for k, s in said.items()}, source, truth, reached)
 
     made = [
         edit(
             "colour", before._replace(colour=clip.COLOURS[other]),
-            clip.NOTHING._replace(colour=clip.COLOURS[other]),
             world.render(dataclasses.replace(who, hue=hue), now),
             lambda found: metrics.hue_distance(found.hue, hue) <= HUE_TOLERANCE,
             before._replace(colour=colour),
@@ -96,8 +96,7 @@ def edits(index: int) -> list[Edit]:
         value = getattr(wanted, kind)
         made.append(
             edit(
-                kind, Said(*wanted, None, None), clip.NOTHING._replace(**{kind: value}),
-                world.render(who, wanted),
+                kind, Said(*wanted, None, None), world.render(who, wanted),
                 partial(has, kind, value),
             )
         )  # fmt: skip
@@ -121,9 +120,8 @@ class Studio:
         """The figures of one edit, and its picture."""
         began = time.monotonic()
         photograph = torch.from_numpy(edit.source.astype(np.float32) / 255)[None]
-        source, target, layer = edit.said
         image, _, opacity, _ = self.pack.call(
-            "ImagicText2Live", photograph, *self.eyes, target, source, layer, **self.how
+            "ImagicText2Live", photograph, *self.eyes, **edit.said, **self.how
         )
         picture = (image[0] * 255).round().byte().numpy()
         (found,) = reader.read(self.judge, picture[None])
@@ -134,7 +132,7 @@ class Studio:
             "is_a_dog": found.pose != reader.NO_DOG,
             "psnr": metrics.psnr(picture, edit.truth),
             "psnr_of_nothing_done": metrics.psnr(edit.source, edit.truth),
-            "toward_sentence": self.nearer(photograph, image, target),
+            "toward_sentence": self.nearer(photograph, image, edit.said["text"]),
             "opacity": opacity.mean().item(),
             "seconds": round(time.monotonic() - began, 1),
         }, picture

@@ -111,13 +111,14 @@ def baseline_text2live() -> Workflow:
     w.note(
         "The paper's comparison, to see what Imagic adds: a layer with an opacity of its own. It "
         "changes colours and textures, and moves nothing.\n\n**text** is your sentence, "
-        "**source_text** says what the photograph shows, **layer_text** what is painted.",
+        "**source_text** says what the photograph shows, **layer_text** what is painted, "
+        "**region_text** over what.",
         (320, 180),
     )
     painted = w.node(
         "ImagicText2Live", TRAINING, image=scaled["IMAGE"], clip_vision=clip_vision, clip=clip,
         text="a photo of a silver cat", source_text="a photo of a cat",
-        layer_text="a silver cat",
+        layer_text="a silver cat", region_text="a cat",
     )  # fmt: skip
     w.column("Edit")
     saved(w, painted["image"], "baseline_text2live")

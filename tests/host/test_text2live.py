@@ -24,6 +24,13 @@ def who() -> world.Identity:
 
 
 @pytest.fixture(scope="module")
+def dog(who: world.Identity) -> torch.Tensor:
+    """Where it is, [128, 128]."""
+    shown = world.render(who, world.Attributes("standing", "grass", "none"))
+    return torch.from_numpy((shown != world.landscape(who, "grass")).any(-1))
+
+
+@pytest.fixture(scope="module")
 def photograph(who: world.Identity) -> torch.Tensor:
     shown = world.render(who, world.Attributes("standing", "grass", "none"))
     return torch.from_numpy(shown.astype(np.float32) / 255)[None]
@@ -35,6 +42,7 @@ def texts(now: str, then: str, layer: str) -> dict[str, str]:
         "text": says.format(then),
         "source_text": says.format(now),
         "layer_text": f"a {layer}",
+        "region_text": f"a photo of a {now}",
     }
 
 
@@ -50,12 +58,10 @@ def pixels(image: torch.Tensor) -> np.ndarray:
     return (image[0] * 255).round().byte().numpy()
 
 
-def test_another_colour_comes_and_the_rest_stays(nodes, eyes, photograph, who):
+def test_another_colour_comes_and_the_rest_stays(nodes, eyes, photograph, who, dog):
     colour = clip.colour_of(who)
     said = texts(f"{colour} dog", f"{COAT[colour]} dog", f"{COAT[colour]} dog")
     image, layer, opacity, loss = painted(nodes, photograph, eyes, said, steps=80, views=2)
-    what = world.Attributes("standing", "grass", "none")
-    dog = torch.from_numpy((world.render(who, what) != world.landscape(who, "grass")).any(-1))
     assert opacity[0][dog].mean() > 2 * opacity[0][~dog].mean()
     coat = image[0][dog].mean(0)
     wanted, was = (torch.tensor(clip_colour(name, who)) for name in (COAT[colour], colour))
@@ -72,6 +78,45 @@ def clip_colour(name: str, who: world.Identity) -> tuple[float, ...]:
     import colorsys
 
     return colorsys.hsv_to_rgb(clip.COLOURS.index(name) / 6, who.saturation, who.value)
+
+
+def test_clip_sees_where_the_dog_is_as_chefer_et_al_find_it(nodes, eyes, photograph, who, dog):
+    own, sentence = clip_layout.load(), f"a photo of a {clip.colour_of(who)} dog"
+    picture = photograph.movedim(-1, 1)
+    with torch.inference_mode(), nodes.host.seeing(eyes[0]) as ours:
+        (said,) = nodes.host.sentences_of_pair(*eyes, [sentence]).clone()
+        found = ours.relevance(picture, said)
+        again = ours.see(picture)[0]
+    assert found.shape == (1, 1, 128, 128) and (found.min(), found.max()) == (0, 1)
+    assert found[0, 0][dog].mean() > 10 * found[0, 0][~dog].mean()
+    torch.testing.assert_close(found, relevance(own, picture, sentence), atol=2e-2, rtol=0)
+    assert not any(module._forward_pre_hooks for module in eyes[0].model.modules())
+    hosts = eyes[0].encode_image(photograph)["image_embeds"]
+    torch.testing.assert_close(again.detach(), hosts, atol=2e-2, rtol=2e-2)
+
+
+def relevance(own: clip.Clip, picture: torch.Tensor, sentence: str) -> torch.Tensor:
+    """The same from the small CLIP by itself, with an attention written out."""
+    tower, maps = own.vision_model, []
+    x = tower.pre_layrnorm(tower.embeddings(clip.prepared(picture), None))
+    for layer in tower.encoder.layers:
+        h = layer.layer_norm1(x)
+        q, k, v = (
+            layer.self_attn[name](h).unflatten(-1, (clip.HEADS, -1)).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        maps.append((torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5).softmax(-1))
+        x = x + layer.self_attn["out_proj"]((maps[-1] @ v).transpose(1, 2).flatten(2))
+        h = layer.mlp["fc1"](layer.layer_norm2(x))
+        x = x + layer.mlp["fc2"](h * torch.sigmoid(1.702 * h))
+    seen = own.visual_projection(tower.post_layernorm(x[:, 0]))
+    cosine = torch.cosine_similarity(seen, own.read([sentence])).sum()
+    rows = torch.eye(257)
+    for attended, slope in zip(maps, torch.autograd.grad(cosine, maps), strict=True):
+        rows = rows + (attended * slope)[0].detach().clamp(min=0).mean(0) @ rows
+    found = rows[0, 1:].view(1, 1, 16, 16)
+    found = torch.nn.functional.interpolate(found, (128, 128), mode="bilinear")
+    return (found - found.min()) / (found.max() - found.min())
 
 
 def test_a_pose_does_not_come(nodes, eyes, photograph, who):
@@ -109,8 +154,8 @@ def test_the_encoders_stay_as_they_are(nodes, eyes, photograph):
 def test_clip_sees_what_the_host_sees(nodes, eyes, photograph):
     with torch.inference_mode():
         hosts = eyes[0].encode_image(photograph)
-        with nodes.host.seeing(eyes[0]) as see:
-            seen, tokens = see(photograph.movedim(-1, 1).clone().requires_grad_())
+        with nodes.host.seeing(eyes[0]) as ours:
+            seen, tokens = ours.see(photograph.movedim(-1, 1).clone().requires_grad_())
             assert seen.requires_grad and tokens.requires_grad
     torch.testing.assert_close(seen.detach(), hosts["image_embeds"], atol=2e-2, rtol=2e-2)
     theirs = hosts["penultimate_hidden_states"]
@@ -118,12 +163,12 @@ def test_clip_sees_what_the_host_sees(nodes, eyes, photograph):
 
 
 def test_the_gradient_is_the_slope_although_the_host_adds_in_place(nodes, eyes, photograph):
-    with torch.inference_mode(), nodes.host.seeing(eyes[0]) as see:
+    with torch.inference_mode(), nodes.host.seeing(eyes[0]) as ours:
         x = photograph.movedim(-1, 1).clone() * 0.8 + 0.1
         ahead = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
 
         def value(at: torch.Tensor) -> torch.Tensor:
-            return see(at)[0].square().sum()
+            return ours.see(at)[0].square().sum()
 
         leaf = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(value(leaf), leaf)

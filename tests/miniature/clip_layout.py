@@ -3,7 +3,8 @@
     python tests/miniature/clip_layout.py --out miniature_clip.safetensors
 
 A LayerNorm is blind to copies: in the full shape each channel stands several times over, every copy
-is written and only the first is read. The layers beyond the trained ones pass on what they get.
+is written and only the first is read. The trained layers are the last; those before pass on what
+they get.
 """
 
 import argparse
@@ -65,9 +66,13 @@ def tower(own: Tensors, name: str) -> Tensors:
     """All tensors of one tower with its projection in the full shape, half precision."""
     full, layer = FULL[name], f"{name}.encoder.layers"
     out = {k: _widened(k, t, full) for k, t in own.items() if k.startswith(name)}
-    first = {k.removeprefix(f"{layer}.0."): t for k, t in out.items() if f"{layer}.0." in k}
-    for n in range(LAYERS[name], full.layers):
-        out |= {f"{layer}.{n}.{k}": np.zeros_like(t) for k, t in first.items()}
+    trained = {k: out.pop(k) for k in list(out) if k.startswith(layer)}
+    passing = full.layers - LAYERS[name]
+    for key, value in trained.items():
+        n, rest = key.removeprefix(f"{layer}.").split(".", 1)
+        out[f"{layer}.{passing + int(n)}.{rest}"] = value
+        if n == "0":
+            out |= {f"{layer}.{i}.{rest}": np.zeros_like(value) for i in range(passing)}
     # All numbers of the space are in use, as in any CLIP; lengths and angles stay.
     turn = np.linalg.qr(np.random.default_rng(5).standard_normal((SPACE, WIDTH)))[0]
     copies = full.width // WIDTH
@@ -132,8 +137,7 @@ def in_host(own: Tensors | None = None) -> tuple[Any, Any]:
         "hidden_size": WIDTH,
         "intermediate_size": FEED,
         "num_attention_heads": HEADS,
-        # One that passes on: the tokens before the last layer are those of the full shape.
-        "num_hidden_layers": LAYERS["vision_model"] + 1,
+        "num_hidden_layers": LAYERS["vision_model"],
         "hidden_act": "quick_gelu",
         "patch_size": PATCH,
         "image_size": PICTURE,
@@ -145,11 +149,7 @@ def in_host(own: Tensors | None = None) -> tuple[Any, Any]:
         file = Path(folder, "clip.json")
         file.write_text(json.dumps(config))
         vision = comfy.clip_vision.ClipVisionModel(str(file))
-    layer = "vision_model.encoder.layers"
     state = {k: t for k, t in own.items() if k.startswith("vision_model")}
-    last = {k: t for k, t in state.items() if k.startswith(f"{layer}.0.")}
-    state |= {k.replace("layers.0.", f"layers.{LAYERS['vision_model']}."): t * 0
-              for k, t in last.items()}  # fmt: skip
     wide = tower(own, "vision_model")[PROJECTIONS["vision_model"]].astype(np.float32)
     state[PROJECTIONS["vision_model"]] = wide.reshape(SPACE, -1, WIDTH).sum(1)
     with torch.inference_mode():
