@@ -1,12 +1,12 @@
 """What Text2LIVE can change: colour, place, accessory and pose, with a known truth.
 
-    python tests/benchmarks/text2live.py [--json OUT.json] [--sheet OUT.png] [--dogs N] [--steps N]
-                     [--views N]
+    python tests/benchmarks/text2live.py [--json OUT.json] [--sheet OUT.png] [--dogs N] [--others N]
+                     [--steps N] [--views N]
 
 The node of the pack in the real host, with the miniature's CLIP, on dogs that neither CLIP nor the
-judge has ever seen: one edit of each kind a dog. The judge is the shipped reader, which has no part
-in the painting. A texture of its own there is not: the dogs' spots are too small for this CLIP
-(tests/miniature/run/README.md), so that of a place is the only one.
+judge has ever seen: another colour for each, the other kinds of edit for some. The judge is the
+shipped reader, which has no part in the painting. A texture of its own there is not: the dogs' spots
+are too small for this CLIP (tests/miniature/run/README.md), so that of a place is the only one.
 """
 
 import json
@@ -112,8 +112,9 @@ class Studio:
     """The node with both encoders, and the judge."""
 
     def __init__(self, comfyui: Path, how: dict[str, Any]) -> None:
-        """Start ComfyUI; ``how`` are inputs of the node."""
-        self.pack, self.how = imagic.start(comfyui), how
+        """Start ComfyUI; ``how`` are inputs of the node, which has its own for the others."""
+        self.pack = imagic.start(comfyui)
+        self.how = dataclasses.asdict(self.pack.module.nodes.text2live.DEFAULT) | how
         self.eyes, self.judge = clip_layout.in_host(), reader.load()
 
     def run(self, edit: Edit) -> tuple[dict[str, Any], np.ndarray]:
@@ -166,22 +167,24 @@ def main() -> None:
     parser = command.parser(__doc__, "text2live")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--dogs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--others", type=int, default=3, help="dogs edited in other ways, too")
+    parser.add_argument("--steps", type=int, help="default: the node's")
+    parser.add_argument("--views", type=int, help="default: the node's")
     arguments = parser.parse_args()
-    how = {"steps": arguments.steps, "views": arguments.views, "seed": 0}
-    studio = Studio(command.comfyui(), how)
-    results, sheet = [], []
-    for index in range(arguments.dogs):
-        row: list[np.ndarray] = []
-        for edit in edits(index):
-            found, picture = studio.run(edit)
-            results.append(found)
-            row += [edit.source] * (not row) + [picture, edit.truth]
-            print(json.dumps(found), flush=True)
-        sheet.append(np.concatenate(row, 1))
-        # After every dog, so that a run cut short is not lost.
-        command.write(arguments.json, {"how": how, "kinds": table(results), "edits": results})
+    given = {"steps": arguments.steps, "views": arguments.views}
+    studio = Studio(command.comfyui(), {k: v for k, v in given.items() if v is not None})
+    every = [edits(index) for index in range(arguments.dogs)]
+    wanted = [of[0] for of in every] + [edit for of in every[: arguments.others] for edit in of[1:]]
+    results: list[dict[str, Any]] = []
+    sheet: list[np.ndarray] = []
+    for edit in wanted:
+        found, picture = studio.run(edit)
+        results.append(found)
+        sheet.append(np.concatenate([edit.source, picture, edit.truth], 1))
+        print(json.dumps(found), flush=True)
+        # After each, so that a run cut short is not lost.
+        measured = {"how": studio.how, "kinds": table(results), "edits": results}
+        command.write(arguments.json, measured)
         if arguments.sheet:
             Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
     for line in table(results):
