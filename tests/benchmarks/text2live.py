@@ -5,8 +5,9 @@
 
 The node of the pack in the real host, with the miniature's CLIP, on dogs that neither CLIP nor the
 judge has ever seen: another colour for each, the other kinds of edit for some. The judge is the
-shipped reader, which has no part in the painting. A texture of its own there is not: the dogs' spots
-are too small for this CLIP (tests/miniature/run/README.md), so that of a place is the only one.
+shipped reader, which has no part in the painting. A texture of its own there is not: the dogs'
+spots are too small for this CLIP (tests/miniature/run/README.md), so that of a place is the only
+one.
 """
 
 import json
