@@ -50,10 +50,10 @@ class Settings:
         views: crops of the result that CLIP looks at in each step.
     """
 
-    steps: int = 400
+    steps: int = 200
     learning_rate: float = 2.5e-3
     seed: int = 0
-    views: int = 8
+    views: int = 4
 
 
 class Told(NamedTuple):

@@ -119,16 +119,15 @@ class Eyes:
     def relevance(self, picture: Tensor, sentence: Tensor) -> Tensor:
         """Where a picture [1, 3, H, W] shows what a sentence [P] says: [1, 1, H, W] in 0..1.
 
-        Chefer et al. (ICCV 2021): what each layer attends to, weighted by how that moves the
-        cosine between both, carried from layer to layer.
+        Chefer et al. (ICCV 2021), of the last layer alone, as in Text2LIVE's code: what its first
+        token attends to, where that brings picture and sentence nearer to each other.
         """
-        with _attended(self.model) as layers:
+        with _last_attention(self.model) as passes:
             seen, _ = self.see(picture.detach().requires_grad_())
-        slopes = torch.autograd.grad(F.cosine_similarity(seen, sentence[None]).sum(), layers)
-        carried = torch.eye(layers[0].shape[-1], device=picture.device)
-        for layer, slope in zip(layers, slopes, strict=True):
-            carried = carried + (layer * slope).detach().clamp(min=0).mean(1) @ carried
-        patches = carried[:, 0, 1:]
+        nearness = F.cosine_similarity(seen, sentence[None]).sum()
+        (attended,) = passes
+        (slope,) = torch.autograd.grad(nearness, attended)
+        patches = (attended * slope).detach().clamp(min=0).mean(1)[:, 0, 1:]
         side = round(patches.shape[1] ** 0.5)
         found = F.interpolate(patches.view(1, 1, side, side), picture.shape[-2:], mode="bilinear")
         low, high = found.aminmax()
@@ -136,20 +135,18 @@ class Eyes:
 
 
 @contextmanager
-def _attended(model: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """What the tokens of each layer attend to in a pass, [B, heads, N, N], in order."""
-    layers: list[Tensor] = []
+def _last_attention(model: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """Gets what the last layer's tokens attend to, [B, heads, N, N], of each pass."""
+    passes: list[Tensor] = []
 
     def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: None) -> Tensor:
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-        layers.append((q @ k.mT * q.shape[-1] ** -0.5).softmax(-1))
-        return (layers[-1] @ v).transpose(1, 2).flatten(2)
+        passes.append((q @ k.mT * q.shape[-1] ** -0.5).softmax(-1))
+        return (passes[-1] @ v).transpose(1, 2).flatten(2)
 
-    def with_ours(_: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (*inputs[:2], attention)
-
-    with ExitStack() as undo:
-        for module in model.modules():
-            if isinstance(module, CLIPAttention):
-                undo.callback(module.register_forward_pre_hook(with_ours).remove)
-        yield layers
+    *_, last = (module for module in model.modules() if isinstance(module, CLIPAttention))
+    hook = last.register_forward_pre_hook(lambda _, inputs: (*inputs[:2], attention))
+    try:
+        yield passes
+    finally:
+        hook.remove()

@@ -168,7 +168,7 @@ def main() -> None:
     parser = command.parser(__doc__, "text2live")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--dogs", type=int, default=3)
-    parser.add_argument("--others", type=int, default=3, help="dogs edited in other ways, too")
+    parser.add_argument("--others", type=int, default=1, help="dogs edited in other ways, too")
     parser.add_argument("--steps", type=int, help="default: the node's")
     parser.add_argument("--views", type=int, help="default: the node's")
     arguments = parser.parse_args()

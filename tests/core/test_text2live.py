@@ -108,6 +108,18 @@ def test_the_seed_decides_and_the_generator_of_all_stays():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_rate_falls_evenly_to_nothing(monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+
+    def noting(self: torch.optim.Adam, *args: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noting)
+    run(steps=4, learning_rate=0.4)
+    assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1])
+
+
 def test_many_views_are_as_one_loss():
     one, many = (run(steps=1, views=n)[1][0] for n in (1, 64))
     assert many == pytest.approx(one, rel=0.2)

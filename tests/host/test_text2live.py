@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -63,21 +64,15 @@ def test_another_colour_comes_and_the_rest_stays(nodes, eyes, photograph, who, d
     said = texts(f"{colour} dog", f"{COAT[colour]} dog", f"{COAT[colour]} dog")
     image, layer, opacity, loss = painted(nodes, photograph, eyes, said, steps=80, views=2)
     assert opacity[0][dog].mean() > 2 * opacity[0][~dog].mean()
-    coat = image[0][dog].mean(0)
-    wanted, was = (torch.tensor(clip_colour(name, who)) for name in (COAT[colour], colour))
-    assert (coat - wanted).norm() < (coat - was).norm()
+    assert opacity[0][~dog].mean() < 0.25
+    other = dataclasses.replace(who, hue=clip.COLOURS.index(COAT[colour]) / len(clip.COLOURS))
+    truth = world.render(other, world.Attributes("standing", "grass", "none"))
+    assert metrics.psnr(pixels(image), truth) > metrics.psnr(pixels(photograph), truth) + 1
     (found,) = reader.read(reader.load(), pixels(image)[None])
     assert (found.place, found.accessory) == ("grass", "none")
     assert np.mean(loss["loss"][-10:]) < 0.7 * np.mean(loss["loss"][:10])
     over = opacity[..., None] * layer + (1 - opacity[..., None]) * photograph
     assert (image - over).abs().max() < 1e-5
-
-
-def clip_colour(name: str, who: world.Identity) -> tuple[float, ...]:
-    """A coat of that name, 0..1."""
-    import colorsys
-
-    return colorsys.hsv_to_rgb(clip.COLOURS.index(name) / 6, who.saturation, who.value)
 
 
 def test_clip_sees_where_the_dog_is_as_chefer_et_al_find_it(nodes, eyes, photograph, who, dog):
@@ -111,12 +106,39 @@ def relevance(own: clip.Clip, picture: torch.Tensor, sentence: str) -> torch.Ten
         x = x + layer.mlp["fc2"](h * torch.sigmoid(1.702 * h))
     seen = own.visual_projection(tower.post_layernorm(x[:, 0]))
     cosine = torch.cosine_similarity(seen, own.read([sentence])).sum()
-    rows = torch.eye(257)
-    for attended, slope in zip(maps, torch.autograd.grad(cosine, maps), strict=True):
-        rows = rows + (attended * slope)[0].detach().clamp(min=0).mean(0) @ rows
-    found = rows[0, 1:].view(1, 1, 16, 16)
+    (slope,) = torch.autograd.grad(cosine, maps[-1])
+    reached = torch.eye(257) + (maps[-1] * slope)[0].detach().clamp(min=0).mean(0)
+    found = reached[0, 1:].view(1, 1, 16, 16)
     found = torch.nn.functional.interpolate(found, (128, 128), mode="bilinear")
     return (found - found.min()) / (found.max() - found.min())
+
+
+@pytest.mark.parametrize("region", ["a dog", " "])
+def test_clip_is_told_each_sentence_by_its_place(nodes, eyes, photograph, region, monkeypatch):
+    told: list[Any] = []
+
+    def noting(_photograph: Any, _eyes: Any, of: Any, *_: Any) -> Any:
+        told.append(of)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(nodes.module.nodes.text2live, "paint", noting)
+    said = {"text": "a red dog", "source_text": "a blue dog", "layer_text": " a dog "}
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        painted(nodes, photograph, eyes, {**said, "region_text": region})
+    sentences = ["a red dog", "a dog over a green screen", "a blue dog", "a dog"]
+    with torch.inference_mode():
+        expected = nodes.host.sentences_of_pair(*eyes, sentences)
+    found = [one for one in told[0] if one is not None]
+    assert torch.equal(torch.stack(found), expected[: 4 if region.strip() else 3])
+
+
+def test_kernels_have_a_backward_while_it_is_painted(nodes, eyes, monkeypatch):
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "in_training", False, raising=False)
+    with nodes.host.seeing(eyes[0]):
+        assert comfy.model_management.in_training
+    assert not comfy.model_management.in_training
 
 
 def test_a_pose_does_not_come(nodes, eyes, photograph, who):
