@@ -167,15 +167,15 @@ def main() -> None:
     """Run, print, write."""
     parser = command.parser(__doc__, "text2live")
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--dogs", type=int, default=3)
-    parser.add_argument("--others", type=int, default=1, help="dogs edited in other ways, too")
+    parser.add_argument("--dogs", type=int, default=3, help="dogs that get another colour")
+    parser.add_argument("--others", type=int, default=1, help="dogs edited in each other way")
     parser.add_argument("--steps", type=int, help="default: the node's")
     parser.add_argument("--views", type=int, help="default: the node's")
     arguments = parser.parse_args()
     given = {"steps": arguments.steps, "views": arguments.views}
     studio = Studio(command.comfyui(), {k: v for k, v in given.items() if v is not None})
-    every = [edits(index) for index in range(arguments.dogs)]
-    wanted = [of[0] for of in every] + [edit for of in every[: arguments.others] for edit in of[1:]]
+    wanted = [edits(index)[0] for index in range(arguments.dogs)]
+    wanted += [edit for index in range(arguments.others) for edit in edits(index)[1:]]
     results: list[dict[str, Any]] = []
     sheet: list[np.ndarray] = []
     for edit in wanted:
