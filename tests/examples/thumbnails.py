@@ -172,8 +172,10 @@ def text2live(studio: Studio) -> Image.Image:
     colour, other = clip.colour_of(world.identity("heldout", 7)), "yellow"
     says = "a photo of a standing {} dog on the grass"
     sentence, layer = says.format(other), f"a photo of a {other} dog"
-    how = {"steps": 100, "views": 2, "source_text": says.format(colour), "layer_text": layer}
-    how |= {"text": sentence, "region_text": f"a photo of a {colour} dog"}
+    how = {
+        "text": sentence, "source_text": says.format(colour), "layer_text": layer,
+        "region_text": f"a photo of a {colour} dog",
+    }  # fmt: skip
     prompt = with_clip(studio.prompt("baseline_text2live", [], {"ImagicText2Live": how}))
     edit, painted = studio.run(prompt, "SaveImage", "PreviewImage")
     tiles = [("input", studio.photograph), ("Text2LIVE", edit), ("where it was painted", painted)]
