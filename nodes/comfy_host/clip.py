@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from comfy.clip_model import CLIPAttention
 from comfy.clip_vision import ClipVisionModel as ClipVision
+from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP as Clip
 from torch import Tensor
 
 from ..errors import BadInputError
 from .in_place import copied_before_change
 from .kernels import differentiable_kernels
-from .trainable import frozen_weights, trainable_clone
+from .trainable import frozen_weights
 
 
 def sentences_of_pair(clip_vision: ClipVision, clip: Clip, texts: Sequence[str]) -> Tensor:
@@ -79,7 +80,7 @@ def _is_learned(weight: Tensor) -> bool:
 @contextmanager
 def seeing(clip_vision: ClipVision) -> Iterator[Eyes]:
     """The vision encoder loaded, with a gradient by its pictures; on exit it is as it was."""
-    patcher = trainable_clone(clip_vision.patcher)
+    patcher = _in_ordinary_memory(clip_vision)
     with ExitStack() as undo:
         # Asking for more than there is makes room: all else is unloaded.
         comfy.model_management.load_models_gpu(
@@ -89,15 +90,27 @@ def seeing(clip_vision: ClipVision) -> Iterator[Eyes]:
         undo.enter_context(torch.enable_grad())
         undo.enter_context(frozen_weights(patcher.model))
         undo.enter_context(differentiable_kernels())
-        yield Eyes(clip_vision)
+        yield Eyes(clip_vision, patcher.model)
+
+
+def _in_ordinary_memory(clip_vision: ClipVision) -> ModelPatcher:
+    """The encoder's patcher with weights that stay where they are, which dynamic ones do not."""
+    patcher = clip_vision.patcher
+    is_dynamic = getattr(patcher, "is_dynamic", None)
+    if is_dynamic is None or not is_dynamic():
+        return patcher.clone()
+    # Of this kind of model the host has no other one to give.
+    model = type(clip_vision)(clip_vision.config).model
+    model.load_state_dict(clip_vision.get_sd())
+    return ModelPatcher(model, patcher.load_device, patcher.offload_device)
 
 
 class Eyes:
     """``imagic_core.text2live.Eyes`` of a CLIP_VISION, valid while ``seeing`` lasts."""
 
-    def __init__(self, clip_vision: ClipVision) -> None:
+    def __init__(self, clip_vision: ClipVision, model: torch.nn.Module) -> None:
         """The host's own way of preparing a picture rounds it to 8 bits: it has no gradient."""
-        self.model, self.size = clip_vision.model, clip_vision.image_size
+        self.model, self.size = model, clip_vision.image_size
         self.mean, self.std = (
             torch.tensor(values, device=clip_vision.load_device).view(1, 3, 1, 1)
             for values in (clip_vision.image_mean, clip_vision.image_std)

@@ -37,6 +37,12 @@ from PIL import Image
 
 from benchmarks import command
 
+NAMES = {
+    "colour": "another colour",
+    "pose": "another pose",
+    "place": "another place",
+    "accessory": "a hat or a scarf",
+}
 # As far from a colour's hue as the next one's begins.
 HUE_TOLERANCE = 0.5 / len(clip.COLOURS)
 
@@ -163,6 +169,16 @@ def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def as_rows(kinds: list[dict[str, Any]]) -> str:
+    """The means of each kind as the README's table has them."""
+    return "\n".join(
+        f"| {NAMES[k['kind']]} | {k['reached'] * k['edits']:.0f} of {k['edits']} "
+        f"| {k['is_a_dog'] * k['edits']:.0f} of {k['edits']} | {k['psnr']:.1f} dB "
+        f"| {k['psnr_of_nothing_done']:.1f} dB | {k['toward_sentence']:.2f} | {k['opacity']:.2f} |"
+        for k in kinds
+    )
+
+
 def main() -> None:
     """Run, print, write."""
     parser = command.parser(__doc__, "text2live")
@@ -188,8 +204,7 @@ def main() -> None:
         command.write(arguments.json, measured)
         if arguments.sheet:
             Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
-    for line in table(results):
-        print(json.dumps(line))
+    print(as_rows(table(results)))
 
 
 if __name__ == "__main__":

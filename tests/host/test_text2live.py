@@ -184,6 +184,22 @@ def test_clip_sees_what_the_host_sees(nodes, eyes, photograph):
     torch.testing.assert_close(tokens.detach(), theirs, atol=5e-2, rtol=5e-2)
 
 
+def test_weights_that_may_vanish_are_seen_through_by_a_copy(nodes, eyes, photograph, monkeypatch):
+    if not hasattr(eyes[0].patcher, "is_dynamic"):
+        pytest.skip("this host keeps all weights where they are")
+    # On the CPU the host itself never has such weights.
+    monkeypatch.setattr(eyes[0].patcher, "is_dynamic", lambda: True)
+    picture = photograph.movedim(-1, 1)
+    with torch.inference_mode(), nodes.host.seeing(eyes[0]) as ours:
+        assert ours.model is not eyes[0].model
+        seen, _ = ours.see(picture.clone().requires_grad_())
+        assert seen.requires_grad
+    monkeypatch.undo()
+    with torch.inference_mode(), nodes.host.seeing(eyes[0]) as ours:
+        assert ours.model is eyes[0].model
+        torch.testing.assert_close(ours.see(picture)[0], seen)
+
+
 def test_the_gradient_is_the_slope_although_the_host_adds_in_place(nodes, eyes, photograph):
     with torch.inference_mode(), nodes.host.seeing(eyes[0]) as ours:
         x = photograph.movedim(-1, 1).clone() * 0.8 + 0.1
