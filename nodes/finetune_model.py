@@ -80,6 +80,7 @@ class ImagicFinetuneModel(io.ComfyNode):
                         "that. In a model that has it already it is not added again.",
                     ),
                     schema.keep_input(),
+                    schema.size_input(),
                 ),
             ],
             outputs=[
@@ -116,6 +117,7 @@ class ImagicFinetuneModel(io.ComfyNode):
         rank: int = 16,
         lora: comfy_host.Lora | None = None,
         keep: bool = True,
+        train_at: int = 0,
     ) -> io.NodeOutput:
         """Fine-tune a copy of ``model`` on ``image`` under ``optimized``."""
         if lora is not None:
@@ -135,7 +137,7 @@ class ImagicFinetuneModel(io.ComfyNode):
             return lambda: Learned(comfy_host.changes_to_lora(s.changes), losses)
 
         learned = train(
-            read_wires(model, "optimized", optimized, image),
+            read_wires(model, "optimized", optimized, image, train_at),
             run,
             stage,
             lambda: comfy_host.new_changes(model, method, rank, seed, lora),

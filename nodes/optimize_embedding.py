@@ -44,7 +44,7 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
                 ),
                 *schema.training_inputs(DEFAULT, "the text embedding", "token"),
                 *schema.optional_training_inputs(DEFAULT, FAST, PAPER),
-                *schema.advanced(schema.keep_input()),
+                *schema.advanced(schema.keep_input(), schema.size_input()),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -72,11 +72,12 @@ class ImagicOptimizeEmbedding(io.ComfyNode):
         training_dtype: str = "auto",
         save_memory: str = "auto",
         keep: bool = True,
+        train_at: int = 0,
     ) -> io.NodeOutput:
         """Optimise the embedding of ``target`` towards ``image``."""
         settings = replace(DEFAULT, steps=steps, learning_rate=learning_rate, batch_size=batch_size)
         settings = replace({"fast": FAST, "paper": PAPER}.get(recipe, settings), seed=seed)
-        wires = read_wires(model, "target", target, image)
+        wires = read_wires(model, "target", target, image, train_at)
         wires = replace(wires, sentence=comfy_host.read_by(model, wires.sentence))
         device = wires.sentence.embedding.tokens.device
 

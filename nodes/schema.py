@@ -100,6 +100,21 @@ def keep_input() -> io.Input:
     )
 
 
+def size_input() -> io.Input:
+    """Input train_at, of both trainings; the last one, since saved workflows go by the order."""
+    return io.Int.Input(
+        "train_at",
+        default=0,
+        min=0,
+        max=16384,
+        step=64,
+        optional=True,
+        tooltip="Learn from the photograph made smaller, to as many pixels as a square of this "
+        "side has; 0: as wired. Half the side is a quarter of the work, for models that draw at "
+        "both sizes. Small things are learned less well. Give both trainings the same.",
+    )
+
+
 def optional_training_inputs(
     default: Settings, fast: Settings, paper: Settings
 ) -> tuple[io.Input, ...]:

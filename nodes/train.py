@@ -54,8 +54,11 @@ def read_wires(
     socket: str,
     conditioning: comfy_host.Conditioning,
     image: comfy_host.Latent,
+    train_at: int = 0,
 ) -> Wires:
     """Read and check what is wired to a training node.
+
+    ``train_at``: see ``read_photographs``, its ``side``.
 
     Raises:
         BadInputError: something cannot be used; the message says what to do.
@@ -69,7 +72,8 @@ def read_wires(
             distilled,
         )
     sentence = comfy_host.read_sentence(socket, conditioning)
-    return Wires(model, socket, sentence, comfy_host.read_photographs(model, image))
+    photographs = comfy_host.read_photographs(model, image, train_at)
+    return Wires(model, socket, sentence, photographs)
 
 
 @dataclass(frozen=True)

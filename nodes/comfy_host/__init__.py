@@ -4,7 +4,7 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 ``imagic_core``, and hands the result back through this package.
 
 ===============  ========================================================================
-``sockets``      CONDITIONING, LATENT and CLIP as they come in, read and checked
+``sockets``      CONDITIONING and LATENT as they come in, read and checked
 ``words``        words that a model embeds by itself, and what it has made of them
 ``reading``      a sentence as the model reads it
 ``clip``         CLIP_VISION and CLIP of one space, the former with a gradient
@@ -39,6 +39,7 @@ from .identity import (
     model_kind,
 )
 from .lora import Lora, changes_to_lora, check_lora, lora_by_part, rounded
+from .photographs import read_photographs
 from .probe import DoesNotFitError
 from .reading import read_by
 from .sockets import (
@@ -47,7 +48,6 @@ from .sockets import (
     Latent,
     Model,
     combine,
-    read_photographs,
     read_sentence,
     to_conditioning,
 )

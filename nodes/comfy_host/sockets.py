@@ -7,20 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import comfy.sample
-import comfy.utils
 import torch
-from comfy.model_patcher import ModelPatcher as Model
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...imagic_core.edit import Sentence
 from ...imagic_core.interpolate import common_length, lengthened
-from ...imagic_core.objective import Embedding, Photographs
+from ...imagic_core.objective import Embedding
 from ..errors import BadInputError
 from .words import as_read
 
 LOGGER = logging.getLogger("comfyui-imagic")
 """ComfyUI's console."""
+
+Model = ModelPatcher
+"""MODEL."""
 
 Conditioning = list[list[Any]]
 """CONDITIONING: entries [tokens [1, T, W], options], of which ``pooled_output`` is [1, P] and
@@ -160,45 +161,3 @@ def _attention_mask(sentence: Sentence, length: int) -> Tensor | None:
     if mask is None or mask.shape[1:] != sentence.embedding.tokens.shape[1:2]:
         return None
     return lengthened(mask, length)
-
-
-def read_photographs(model: Model, latent: Latent) -> Photographs:
-    """Read the LATENT of photographs for ``model``, scaled as the model wants them.
-
-    Raises:
-        BadInputError: it is empty, does not fit the model, or its mask excludes everything.
-    """
-    samples = latent["samples"]
-    if samples.is_nested:
-        raise BadInputError("'image' packs several streams; connect a VAE Encode node.")
-    latent_format = model.get_model_object("latent_format")
-    with torch.inference_mode(False):
-        samples = samples.clone().float()
-        if not torch.isfinite(samples).all():
-            raise BadInputError(
-                "'image' contains NaN or infinity; encode it with a VAE in float32 (start ComfyUI "
-                "with --fp32-vae)."
-            )
-        if samples.count_nonzero() == 0:
-            raise BadInputError(
-                f"'image' is an empty latent {tuple(samples.shape)}; connect your photograph: "
-                "Load Image, then VAE Encode."
-            )
-        samples = comfy.sample.fix_empty_latent_channels(model, samples)
-        if samples.shape[1] != latent_format.latent_channels:
-            raise BadInputError(
-                f"'image' has {samples.shape[1]} latent channels, but the model works on "
-                f"{latent_format.latent_channels}; encode the photograph with the VAE that "
-                "belongs to this model."
-            )
-        x0 = model.model.process_latent_in(samples)
-        mask = latent.get("noise_mask")
-        if mask is None:
-            return Photographs(x0)
-        mask = comfy.utils.reshape_mask(mask.clone().float(), x0.shape)[:, :1].clamp(0, 1)
-    if not (mask.flatten(1).sum(1) > 0).all():
-        raise BadInputError(
-            "the mask of 'image' is empty, so there is nothing to be faithful to; paint the part "
-            "to keep, or disconnect the mask."
-        )
-    return Photographs(x0, mask)

@@ -44,7 +44,7 @@ from PIL import Image
 from benchmarks import command, living
 
 STEPS, SCHEDULER, SEEDS = 50, "normal", (11, 12, 13, 14)
-ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.7
+ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.9
 STRENGTHS, DEFAULT_STRENGTH = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.7
 # Sampler and guidance that served each method best on the tuning split.
 IMAGIC, SDEDIT, INVERTED_GUIDANCE, DDIB_GUIDANCE = ("euler_ancestral", 2.0), ("ddim", 3.0), 2.0, 2.0
@@ -104,14 +104,15 @@ class Host:
         cfg: float,
         seed: int,
         denoise: float = 1.0,
+        steps: int = STEPS,
     ) -> np.ndarray:
-        """KSampler with the benchmark's fixed steps and schedule, decoded."""
+        """KSampler with the benchmark's fixed schedule, decoded."""
         return self.decode(
             self.pack.call(
                 "KSampler",
                 model,
                 seed,
-                STEPS,
+                steps,
                 cfg,
                 sampler,
                 SCHEDULER,

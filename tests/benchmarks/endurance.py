@@ -117,7 +117,7 @@ def grown(found: list[dict[str, int]]) -> dict[str, int]:
 
 def main() -> None:
     """Run, print a line for each edit, and write the numbers."""
-    from families.tiny import build_tiny
+    from families.tiny import build_narrow
     from machine import imagic
 
     from benchmarks import command
@@ -129,7 +129,7 @@ def main() -> None:
     imagic.start(command.comfyui())
     folder = args.json.parent
     folder.mkdir(parents=True, exist_ok=True)
-    model = given.load(build_tiny(folder / "endurance.safetensors", seed=0))
+    model = given.load(build_narrow(folder / "endurance.safetensors", seed=0))
     found: list[dict[str, int]] = []
     for one in edits(model, args.edits, args.steps):
         found.append(one)

@@ -62,7 +62,7 @@ def load(name: str, form: str, folder: Path) -> tuple[kinds.Family, Any]:
     if not FAMILIES[name].is_known():
         raise NotImplementedError("not in this version")
     if form in DTYPES:
-        return kinds.load(name, folder, dtype=DTYPES[form])
+        return kinds.load(name, folder, narrow=False, dtype=DTYPES[form])
     if form in quantised.LAYOUTS and not quantised.are_known():
         raise NotImplementedError("not in this version")
     if form != GGUF:

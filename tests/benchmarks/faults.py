@@ -32,6 +32,7 @@ if __name__ == "__main__":
     in_host()
 
 import torch
+from families.tiny import NARROW_UNETS, build_tiny
 from machine.host_process import Server, serve
 from PIL import Image
 from safetensors import safe_open
@@ -75,7 +76,8 @@ class Ground:
         self.stack = ExitStack()
         self.server = self.stack.enter_context(
             serve(
-                self.comfyui, [self.checkpoint], more_packs=[REPOSITORY / "tests/host/faulting"],
+                self.comfyui, [self.checkpoint],
+                more_packs=[REPOSITORY / "tests/host/faulting", NARROW_UNETS],
                 options=["--user-directory", str(self.user), *self.options],
             )
         )  # fmt: skip
@@ -176,8 +178,6 @@ def same(found: Learned, expected: Learned, exact: bool) -> bool:
 
 def main() -> None:
     """Strike until the time is up; write and print what became of it."""
-    from families.tiny import build_tiny
-
     from benchmarks import command
 
     parser = command.parser(__doc__, "faults")

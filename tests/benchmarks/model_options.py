@@ -46,7 +46,7 @@ def row(nodes: imagic.Pack, option: str) -> Row:
     if not FAMILIES[name].is_known():
         return {"not there": "not in this version"}
     with tempfile.TemporaryDirectory() as folder:
-        family, plain = kinds.load(name, Path(folder))
+        family, plain = kinds.load(name, Path(folder), narrow=False)
     with torch.inference_mode():
         model = change(plain)
         target, image = kinds.conditioning(family, seed=1), kinds.latent(family, seed=2)

@@ -24,7 +24,7 @@ def test_the_only_setting_that_reaches_the_edit_is_taken():
 
 def test_the_default_is_taken_where_nothing_reaches_it():
     nothing = dict.fromkeys(REACHED, False)
-    assert counterfactual.choose(counterfactual.METHODS["imagic"], nothing) == 0.7
+    assert counterfactual.choose(counterfactual.METHODS["imagic"], nothing) == 0.9
 
 
 @pytest.mark.parametrize(

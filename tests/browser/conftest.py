@@ -13,10 +13,10 @@ from talk.editor import Editor, open_editor
 
 
 @pytest.fixture(scope="module")
-def stocked(server: Server, tiny_checkpoint: Path) -> Server:
+def stocked(server: Server, narrow_checkpoint: Path) -> Server:
     """The server with a file for each that the example workflows name, so that none is missing."""
-    stock(server.base, list(WORKFLOWS), tiny_checkpoint)
-    put(tiny_checkpoint, edit_file(server.base))
+    stock(server.base, list(WORKFLOWS), narrow_checkpoint)
+    put(narrow_checkpoint, edit_file(server.base))
     return server
 
 

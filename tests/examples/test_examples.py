@@ -24,9 +24,9 @@ from examples.prompts import QUICK, drawn, edit_file, example, put
 
 
 @pytest.fixture(scope="module")
-def stocked(server: Server, tiny_checkpoint: Path) -> Server:
+def stocked(server: Server, narrow_checkpoint: Path) -> Server:
     """The server with the checkpoint that the workflows name; the pack brings the photograph."""
-    put(tiny_checkpoint, server.base / "models/checkpoints" / SD15["name"])
+    put(narrow_checkpoint, server.base / "models/checkpoints" / SD15["name"])
     return server
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from families.tiny import NARROW_UNETS
 from host import given
 from machine.host_process import serve
 from PIL import Image
@@ -45,7 +46,7 @@ def photograph(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("shape", ["as it is", "cropped to 3:2"])
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_real_photographs_keep_their_aspect_ratio(
-    client, tiny_checkpoint, tedbench, tmp_path, name, shape
+    client, narrow_checkpoint, tedbench, tmp_path, name, shape
 ):
     file = tedbench / "originals" / name
     with Image.open(file) as original:
@@ -54,7 +55,7 @@ def test_real_photographs_keep_their_aspect_ratio(
             height = width * 2 // 3
             file = tmp_path / name
             original.crop((0, 0, width, height)).save(file)
-    prompt = quick_edit(client, tiny_checkpoint, file)
+    prompt = quick_edit(client, narrow_checkpoint, file)
     result = client.run(prompt)
     ((edit,),) = (client.images(result, node) for node in result.outputs)
     # The autoencoder works on multiples of 8 pixels.
@@ -63,10 +64,10 @@ def test_real_photographs_keep_their_aspect_ratio(
 
 
 def test_a_fresh_process_learns_and_draws_the_same(
-    server, client, comfyui_folder, tiny_checkpoint, photograph
+    server, client, comfyui_folder, narrow_checkpoint, photograph
 ):
     def run(server, client):
-        prompt = quick_edit(client, tiny_checkpoint, photograph)
+        prompt = quick_edit(client, narrow_checkpoint, photograph)
         (tuner,) = (k for k, n in prompt.items() if n["class_type"] == "ImagicFinetuneModel")
         mix = find(prompt, "ImagicInterpolateConditioning")
         prompt["save"] = {
@@ -90,7 +91,7 @@ def test_a_fresh_process_learns_and_draws_the_same(
 
     picture, *learned = run(server, client)
     with (
-        serve(comfyui_folder, [tiny_checkpoint]) as fresh,
+        serve(comfyui_folder, [narrow_checkpoint], more_packs=[NARROW_UNETS]) as fresh,
         Client(fresh.url) as other,
     ):
         picture_again, *learned_again = run(fresh, other)

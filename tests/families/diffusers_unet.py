@@ -1,16 +1,17 @@
-"""The network of ``build_tiny`` as diffusers has it: another implementation, to compare with."""
+"""The networks of ``tiny`` as diffusers has them: another implementation, to compare with."""
 
 from typing import Any
 
 
 def of(model: Any) -> Any:
-    """Diffusers' UNet2DConditionModel with copies of the weights of a MODEL of that checkpoint."""
+    """Diffusers' UNet2DConditionModel with copies of the weights of such a MODEL."""
     import comfy.utils
     from diffusers import UNet2DConditionModel
 
-    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    config = model.model.model_config.unet_config
+    names = comfy.utils.unet_to_diffusers(config)
     network: Any = UNet2DConditionModel(
-        block_out_channels=(320, 320),
+        block_out_channels=(config["model_channels"],) * 2,
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

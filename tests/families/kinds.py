@@ -18,7 +18,7 @@ import functools
 import json
 import pkgutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ SMALL_ENCODERS: dict[str, dict[str, Any]] = {
     "t5": {"num_layers": 1, "d_ff": 64, "d_kv": 8, "num_heads": 2},
 }
 SMALL_AUTOENCODER = {"ch": 32, "num_res_blocks": 1}
+# Channels of a U-Net, in the place of those by which the host tells the families.
+UNET_WIDTH, UNET_WIDTHS = 64, {"x4": 256, "others": 320}
 
 
 PREDICTS = {
@@ -171,7 +173,9 @@ class Family:
         return path
 
 
-def load(name: str, folder: Path, **model_options: Any) -> tuple[Family, Any]:
+def load(
+    name: str, folder: Path, *, narrow: bool = True, **model_options: Any
+) -> tuple[Family, Any]:
     """A family and its tiny MODEL, as UNETLoader makes it; ``folder`` is left empty."""
     import comfy.sd
 
@@ -179,7 +183,7 @@ def load(name: str, folder: Path, **model_options: Any) -> tuple[Family, Any]:
 
     family = (FAMILIES | NEWER)[name]
     path = folder / f"{name}.safetensors"
-    with small_constants(), family.taken():
+    with small_constants(narrow=narrow), family.taken():
         family.build(path)
         with torch.inference_mode():
             model = comfy.sd.load_diffusion_model(str(path), model_options=model_options)
@@ -231,8 +235,10 @@ def latent(
 
 
 @contextmanager
-def small_constants() -> Iterator[None]:
+def small_constants(*, narrow: bool = False) -> Iterator[None]:
     """Let the host use small values where it has constants for large models.
+
+    ``narrow``: of U-Nets, too, which it takes at their full width as well; see `narrow_unets`.
 
     Builds and loads must both be inside, for a file built inside cannot be loaded outside. What was
     loaded inside can be used outside.
@@ -270,10 +276,42 @@ def small_constants() -> Iterator[None]:
 
     with (
         mock.patch.object(model_detection, "detect_unet_config", detect_small),
+        narrow_unets() if narrow else nullcontext(),
         mock.patch.object(sd1_clip.SDClipModel, "__init__", small_encoder),
         mock.patch.object(sd, "AutoencoderKL", small_autoencoder),
     ):
         yield
+
+
+@contextmanager
+def narrow_unets() -> Iterator[None]:
+    """Let the host make U-Nets of ``UNET_WIDTH`` of a sketch, and take them for what they stand.
+
+    Those of full width it still loads.
+    """
+    from comfy import model_detection
+
+    match = model_detection.model_config_from_unet_config
+
+    def match_small(config: dict[str, Any], weights: Sketch, *args: Any, **kwargs: Any) -> Any:
+        first = weights.get("input_blocks.0.0.weight")
+        is_sketch = first is not None and first.device.type == "meta"
+        if not is_sketch and config.get("model_channels") != UNET_WIDTH:
+            return match(config, weights, *args, **kwargs)
+        width = UNET_WIDTHS["x4" if config["in_channels"] == 7 else "others"]
+        found = match({**config, "model_channels": width}, weights, *args, **kwargs)
+        found.unet_config["model_channels"] = UNET_WIDTH
+        return found
+
+    with mock.patch.object(model_detection, "model_config_from_unet_config", match_small):
+        yield
+
+
+def narrow_weights(sketch: Sketch, seed: int = 0) -> Sketch:
+    """Random half-precision weights of the narrow U-Net that a sketch stands for."""
+    with narrow_unets():
+        network = _host_model(sketch)
+    return random_weights(network, torch.Generator().manual_seed(seed), torch.float16)
 
 
 def _host_model(sketch: Sketch, device: str | None = None) -> torch.nn.Module:

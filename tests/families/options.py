@@ -39,7 +39,9 @@ def free_u(model: Any) -> Any:
     """FreeU_V2, which knows its blocks by how much wider than the first they are."""
     change = _by_node("nodes_freelunch", "FreeU_V2", 1.3, 1.4, 0.9, 0.2)
     # The smallest networks have one width throughout.
-    with mock.patch.dict(model.model.model_config.unet_config, model_channels=320 // 4):
+    config = model.model.model_config.unet_config
+    narrower = config["model_channels"] // 4
+    with mock.patch.dict(config, model_channels=narrower):
         return change(model)
 
 

@@ -98,7 +98,7 @@ def write_models(folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, path)
 
-    with small_constants():
+    with small_constants(narrow=True):
         for name in TEXT_ENCODERS:
             write(f"text_encoders/{name}", text_encoder(name))
         for family in FAMILIES.values():

@@ -26,6 +26,6 @@ def loaded(request: pytest.FixtureRequest, comfy: ModuleType, tmp_path_factory: 
 
 
 @pytest.fixture(scope="module")
-def model(comfy: ModuleType, tiny_checkpoint: Path) -> Any:
-    """MODEL of the tiny checkpoint."""
-    return given.load(tiny_checkpoint)
+def model(narrow_checkpoint: Path) -> Any:
+    """MODEL of the narrow checkpoint."""
+    return given.load(narrow_checkpoint)

@@ -6,17 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from families import kinds
 from machine import imagic
 
 
 def load(checkpoint: Any, **model_options: Any) -> Any:
-    """MODEL of a checkpoint, made in inference mode as by the executor."""
+    """MODEL of a file of ``families.tiny``, made in inference mode as by the executor."""
     import comfy.sd
 
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(
-            str(checkpoint), output_vae=False, output_clip=False, model_options=model_options
-        )[0]
+    with torch.inference_mode(), kinds.narrow_unets():
+        return comfy.sd.load_diffusion_model(str(checkpoint), model_options=model_options)
 
 
 def conditioning(seed: int = 0, tokens: int = 77, width: int = 768) -> Any:

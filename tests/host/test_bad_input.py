@@ -70,12 +70,12 @@ def values(model: Any) -> dict[str, dict[str, Any]]:
             "nan mask": {**image(), "noise_mask": torch.full((1, 64, 64), NAN)},
         },
         "LORA_MODEL": {
-            "lora": {f"{weight}.diff_b": torch.ones(1280) / 1e3},
+            "lora": {f"{weight}.diff_b": torch.ones(256) / 1e3},
             "empty": {},
             "of another": {"diffusion_model.nothing.diff": torch.ones(3)},
             "wrong shape": {f"{weight}.diff_b": torch.ones(3)},
             "no key of ours": {"": torch.ones(3), "x": torch.ones(())},
-            "nan": {f"{weight}.diff_b": torch.full((1280,), NAN)},
+            "nan": {f"{weight}.diff_b": torch.full((256,), NAN)},
         },
         "LOSS_MAP": {"losses": {"loss": [0.5]}, "nan": {"loss": [NAN]}, "none": {}},
         "IMAGE": {

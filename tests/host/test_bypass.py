@@ -88,7 +88,7 @@ def test_a_lora_that_is_loaded_after_training_counts_beside_what_was_learned(
     found, lora, text, image = tuned
     generator = torch.Generator().manual_seed(5)
     other = {
-        key: torch.randn(tensor.shape, generator=generator) / 30
+        key: torch.randn(tensor.shape, generator=generator) / 15
         for key, tensor in lora.items()
         if not key.endswith("alpha")
     }
@@ -123,7 +123,7 @@ def test_a_saved_checkpoint_has_what_was_learned(nodes, model, tuned, losses, tm
         plain = tmp_path / "plain.safetensors"
         comfy.sd.save_checkpoint(str(plain), model)
     for path, expected in ((file, losses[1]), (plain, losses[0])):
-        saved = comfy.sd.load_diffusion_model(str(path))
+        saved = given.load(path)
         assert nodes.sampled_loss(saved, text, image, 2) == pytest.approx(expected, rel=1e-5)
     assert nodes.sampled_loss(found, text, image, 2) == losses[1]
     assert nodes.sampled_loss(model, text, image, 2) == losses[0]
@@ -162,14 +162,14 @@ def test_the_same_lora_is_known_in_a_model_that_has_it(nodes, model, tuned):
     assert nodes.host.base_hash(found) != nodes.host.base_hash(model)
 
 
-def test_full_learns_as_much_on_half_precision_weights(pack, comfy, tiny_checkpoint):
+def test_full_learns_as_much_on_half_precision_weights(pack, comfy, narrow_checkpoint):
     """At the paper's rate each step is far smaller than what the weights' format resolves."""
     nodes, text, image = imagic.Pack(pack), given.conditioning(), given.latent()
     falls = {}
     for kind in (torch.float32, torch.bfloat16, torch.float16):
-        model = given.load(tiny_checkpoint, dtype=kind)
+        model = given.load(narrow_checkpoint, dtype=kind)
         before, ended, handed = nodes.hand_off(
-            model, text, image, "full", steps=12, rate=2e-6, batch_size=1, draws=4, relative=False
+            model, text, image, "full", steps=20, rate=2e-6, batch_size=1, draws=4, relative=False
         )
         assert handed == pytest.approx(ended, rel=2e-5)
         falls[kind] = before - ended

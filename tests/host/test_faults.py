@@ -161,16 +161,16 @@ def test_an_edit_of_a_later_version_says_that_the_pack_is_older(nodes, model, le
 
 
 def test_the_same_model_quantised_is_told_from_another(
-    nodes, model, learned, output, tiny_checkpoint, tmp_path
+    nodes, model, learned, output, narrow_checkpoint, tmp_path
 ):
-    from families.tiny import build_tiny
+    from families.tiny import build_narrow
 
     name = save(nodes, model, learned).result[3]
-    other = build_tiny(tmp_path / "other.safetensors", seed=1)
+    other = build_narrow(tmp_path / "other.safetensors", seed=1)
     expected = {
-        (tiny_checkpoint, torch.float16): None,
-        (tiny_checkpoint, torch.float8_e4m3fn): "seems to be the one",
-        (tiny_checkpoint, torch.float8_e5m2): "seems to be the one",
+        (narrow_checkpoint, torch.float16): None,
+        (narrow_checkpoint, torch.float8_e4m3fn): "seems to be the one",
+        (narrow_checkpoint, torch.float8_e5m2): "seems to be the one",
         (other, torch.float8_e4m3fn): "is not the one",
         (other, torch.float16): "is not the one",
     }
@@ -178,7 +178,7 @@ def test_the_same_model_quantised_is_told_from_another(
         info = nodes.call("ImagicLoadEdit", given.load(checkpoint, dtype=dtype), name)[4]
         assert (warning or "Warning") in info.splitlines()[0] if warning else "Warning" not in info
         assert "base_sample" not in info
-    coarse = given.load(tiny_checkpoint, dtype=torch.float8_e4m3fn)
+    coarse = given.load(narrow_checkpoint, dtype=torch.float8_e4m3fn)
     name = save(nodes, coarse, learned).result[3]
     assert "seems to be the one" in nodes.call("ImagicLoadEdit", model, name)[4]
 

@@ -9,16 +9,16 @@ import pytest
 from benchmarks import faults
 from talk.client import Event
 
-STEPS = 16
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
 def ground(
-    comfyui_folder: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    comfyui_folder: Path, narrow_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[faults.Ground]:
     """A server with a user folder that outlives it."""
     user = tmp_path_factory.mktemp("user")
-    with faults.Ground(comfyui_folder, tiny_checkpoint, user) as running:
+    with faults.Ground(comfyui_folder, narrow_checkpoint, user) as running:
         yield running
 
 

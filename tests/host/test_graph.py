@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from families.tiny import NARROW_UNETS
 from machine.environment import REPOSITORY
 from machine.host_process import Server, serve
 from PIL import Image
@@ -16,10 +17,10 @@ from talk.client import Client
 
 
 @pytest.fixture(scope="module")
-def expanding(comfyui_folder: Path, tiny_checkpoint: Path) -> Iterator[Server]:
+def expanding(comfyui_folder: Path, narrow_checkpoint: Path) -> Iterator[Server]:
     """A real server with a node that adds others."""
-    packs = [REPOSITORY / "tests/host/expanding"]
-    with serve(comfyui_folder, [tiny_checkpoint], more_packs=packs) as running:
+    packs = [REPOSITORY / "tests/host/expanding", NARROW_UNETS]
+    with serve(comfyui_folder, [narrow_checkpoint], more_packs=packs) as running:
         yield running
 
 
@@ -69,13 +70,13 @@ def moved(prompt: Prompt, *names: str) -> Prompt:
     ],
 )
 def test_an_edit_tells_all_from_within(
-    expanding: Server, tiny_checkpoint: Path, tmp_path: Path, name: str, levels: list[list[str]]
+    expanding: Server, narrow_checkpoint: Path, tmp_path: Path, name: str, levels: list[list[str]]
 ) -> None:
     """Saved by a node that was added: what it is linked to was queued, or added with it."""
     photograph = tmp_path / "photograph.png"
     Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(photograph)
     with Client(expanding.url) as client:
-        prompt = training_and_saving(tiny_checkpoint.name, client.upload(photograph), name)
+        prompt = training_and_saving(narrow_checkpoint.name, client.upload(photograph), name)
         for level in levels:
             prompt = moved(prompt, *level)
         client.run(prompt)
@@ -83,6 +84,6 @@ def test_an_edit_tells_all_from_within(
     with safe_open(file, "pt") as opened:
         about = json.loads(opened.metadata()["edit"])["about"]
     assert about["sentence"] == f"a sitting {name}"
-    assert about["base_name"] == tiny_checkpoint.name
+    assert about["base_name"] == narrow_checkpoint.name
     assert about["ImagicOptimizeEmbedding"]["seed"] == 7
     assert about["ImagicFinetuneModel"]["seed"] == 8

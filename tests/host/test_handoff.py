@@ -60,8 +60,8 @@ def test_training_can_compute_in_another_number_format(nodes, flow_model, traini
     assert flow_model.model.manual_cast_dtype is None
 
 
-def test_small_steps_on_bfloat16_weights_are_not_rounded_away(nodes, comfy, tiny_checkpoint):
-    model = given.load(tiny_checkpoint, dtype=torch.bfloat16)
+def test_small_steps_on_bfloat16_weights_are_not_rounded_away(nodes, comfy, narrow_checkpoint):
+    model = given.load(narrow_checkpoint, dtype=torch.bfloat16)
     before, ended, handed_over = nodes.hand_off(
         model, given.conditioning(), given.latent(), "full", steps=6, rate=0.01, batch_size=1
     )

@@ -222,8 +222,8 @@ def test_out_of_memory_goes_on_in_the_next_cheaper_way(
     run(nodes, model, "A")  # a second prompt right after it
 
 
-def test_a_training_in_half_precision_and_its_scale_go_on(nodes, tiny_checkpoint, shelf, steps):
-    half = given.load(tiny_checkpoint, dtype=torch.float16)
+def test_a_training_in_half_precision_and_its_scale_go_on(nodes, narrow_checkpoint, shelf, steps):
+    half = given.load(narrow_checkpoint, dtype=torch.float16)
     whole = run(nodes, half, "attention", keep=False)
     patch = pytest.MonkeyPatch()
     break_off(nodes, patch, "cancelled", 3)
@@ -371,8 +371,8 @@ def name_of(nodes: imagic.Pack, model: Any, text: Any, latent: Any, **how: Any) 
     return found.steps.name.split(".")[0]
 
 
-def test_whatever_changes_the_result_changes_the_name(nodes, model, tiny_checkpoint, tmp_path):
-    from families.tiny import build_tiny
+def test_whatever_changes_the_result_changes_the_name(nodes, model, narrow_checkpoint, tmp_path):
+    from families.tiny import build_narrow
 
     text, latent = given.conditioning(), given.latent()
     masked = {**latent, "noise_mask": torch.ones(1, 64, 64)}
@@ -429,7 +429,7 @@ def test_whatever_changes_the_result_changes_the_name(nodes, model, tiny_checkpo
     first = names(model)
     assert len(set(first)) == len(first)
     # The same again: in another object, and while the host has it loaded with patches.
-    again = given.load(tiny_checkpoint)
+    again = given.load(narrow_checkpoint)
     assert names(again) == first
     tuned = nodes.host.apply_lora(again, nodes.host.changes_to_lora(
         {k: _moved(c) for k, c in nodes.host.new_changes(again, "full", 4, 0).items()}
@@ -438,9 +438,9 @@ def test_whatever_changes_the_result_changes_the_name(nodes, model, tiny_checkpo
     assert names(again) == first
     assert name_of(nodes, model, text, latent, save_memory="on") == first[0]
     for other in (
-        given.load(build_tiny(tmp_path / "other.safetensors", seed=1)),
-        given.load(tiny_checkpoint, dtype=torch.float16),
-        _changed_by_a_bit(given.load(tiny_checkpoint)),
+        given.load(build_narrow(tmp_path / "other.safetensors", seed=1)),
+        given.load(narrow_checkpoint, dtype=torch.float16),
+        _changed_by_a_bit(given.load(narrow_checkpoint)),
     ):
         assert not set(names(other)) & set(first)
 

@@ -32,9 +32,15 @@ def steps(nodes, model, method, size=1):
     return alive, sum(p.nbytes for p in trained)
 
 
+@pytest.fixture(scope="module")
+def wide(comfy, tiny_checkpoint):
+    """A MODEL beside whose weights all else is small."""
+    return given.load(tiny_checkpoint)
+
+
 @pytest.mark.parametrize("method", HELD)
-def test_no_two_layers_gradients_are_held(nodes, model, method):
-    alive, trained = steps(nodes, model, method)
+def test_no_two_layers_gradients_are_held(nodes, wide, method):
+    alive, trained = steps(nodes, wide, method)
     least, most = HELD[method]
     assert least * trained < alive.peak < most * trained
 
@@ -170,11 +176,11 @@ def test_weights_that_a_device_cannot_hold_lie_elsewhere_in_part(nodes, model, m
 
 
 @pytest.mark.parametrize("method", ["lora", "attention"])
-def test_idle_weights_lie_in_main_memory(nodes, tiny_checkpoint, device, monkeypatch, method):
+def test_idle_weights_lie_in_main_memory(nodes, narrow_checkpoint, device, monkeypatch, method):
     """The host moves each for its pass alone; here, without a GPU, both memories are one."""
     import comfy.model_management as management
 
-    model = given.load(tiny_checkpoint)
+    model = given.load(narrow_checkpoint)
     before, plain = given.weights(model), edit(nodes, model, method)
     monkeypatch.setattr(management, "is_device_cpu", lambda _: False)
     monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)

@@ -32,15 +32,15 @@ def learned(
 
 @pytest.fixture(scope="module")
 def plain(
-    comfyui_folder: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    comfyui_folder: Path, narrow_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, torch.Tensor]:
-    return learned(comfyui_folder, tiny_checkpoint, tmp_path_factory.mktemp("plain") / "user", [])
+    return learned(comfyui_folder, narrow_checkpoint, tmp_path_factory.mktemp("plain") / "user", [])
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_same_is_learned(
     comfyui_folder: Path,
-    tiny_checkpoint: Path,
+    narrow_checkpoint: Path,
     tmp_path: Path,
     plain: dict[str, torch.Tensor],
     name: str,
@@ -48,7 +48,7 @@ def test_the_same_is_learned(
     known = (comfyui_folder / "comfy" / "cli_args.py").read_text("utf-8")
     if f'"{OPTIONS[name][0]}"' not in known:
         pytest.skip(f"this ComfyUI has no {OPTIONS[name][0]}")
-    found = learned(comfyui_folder, tiny_checkpoint, tmp_path / "user", OPTIONS[name])
+    found = learned(comfyui_folder, narrow_checkpoint, tmp_path / "user", OPTIONS[name])
     assert found.keys() == plain.keys()
     for key, tensor in plain.items():
         # Of what rounding leaves of a gradient of nothing, a step makes a whole one.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from families import kinds
+from families.tiny import NARROW_UNETS
 from machine.host_process import serve
 from PIL import Image
 from safetensors import safe_open
@@ -122,21 +123,21 @@ def test_another_sentence_can_be_wired(nodes, model, learned, output):
 def test_another_base_model_is_warned_of_by_name(
     nodes, model, learned, output, comfy, tmp_path, caplog
 ):
-    from families.tiny import build_tiny
+    from families.tiny import build_narrow
 
     name = save(nodes, model, learned)[3]
-    other = given.load(build_tiny(tmp_path / "other.safetensors", seed=1))
+    other = given.load(build_narrow(tmp_path / "other.safetensors", seed=1))
     info = nodes.call("ImagicLoadEdit", other, name)[4]
     assert info.startswith("Warning: 'model' is not the one") and "SD15" in info.splitlines()[0]
     assert "is not the one" in caplog.text
 
 
-def test_the_hash_of_the_base_is_of_the_model_alone(nodes, model, learned, tiny_checkpoint):
+def test_the_hash_of_the_base_is_of_the_model_alone(nodes, model, learned, narrow_checkpoint):
     base_hash = nodes.host.base_hash
     before = base_hash(model)
     nodes.sampled_loss(learned.tuned, learned.optimized, learned.latent, 1)  # patched in place
     assert base_hash(model) == before
-    assert base_hash(given.load(tiny_checkpoint, dtype=torch.bfloat16)) == before
+    assert base_hash(given.load(narrow_checkpoint, dtype=torch.bfloat16)) == before
     assert base_hash(learned.tuned) != before
 
 
@@ -303,7 +304,7 @@ def drawing(model, optimized, target, prefix: str):
 
 
 def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
-    server, client, comfyui_folder, tiny_checkpoint, tmp_path
+    server, client, comfyui_folder, narrow_checkpoint, tmp_path
 ):
     photograph = tmp_path / "photograph.png"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
@@ -311,7 +312,7 @@ def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
 
     def common(client):
         return {
-            "load": node("CheckpointLoaderSimple", ckpt_name=tiny_checkpoint.name),
+            "load": node("CheckpointLoaderSimple", ckpt_name=narrow_checkpoint.name),
             "photograph": node("LoadImage", image=client.upload(photograph)),
             "image": node("VAEEncode", pixels=["photograph", 0], vae=["load", 2]),
         }
@@ -339,10 +340,10 @@ def test_a_loaded_edit_draws_the_same_picture_in_a_fresh_process(
     (name,) = result.outputs["save"]["text"]
     (file,) = (server.base / "output" / "imagic").glob("fresh*.safetensors")
     about = edit_about(file)
-    assert about["sentence"] == "a sitting dog" and about["base_name"] == tiny_checkpoint.name
+    assert about["sentence"] == "a sitting dog" and about["base_name"] == narrow_checkpoint.name
     assert about["ImagicFinetuneModel"]["steps"] == 3
     with (
-        serve(comfyui_folder, [tiny_checkpoint]) as fresh,
+        serve(comfyui_folder, [narrow_checkpoint], more_packs=[NARROW_UNETS]) as fresh,
         Client(fresh.url) as other,
     ):
         folder = fresh.base / "output" / "imagic"

@@ -163,7 +163,7 @@ def test_wrong_prompt_is_rejected_with_the_reason(client: Client) -> None:
         client.run(prompt)
 
 
-def test_progress_previews_and_interrupt(client: Client, tiny_checkpoint: Path) -> None:
+def test_progress_previews_and_interrupt(client: Client, narrow_checkpoint: Path) -> None:
     def text(words: str) -> dict[str, object]:
         return {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": words}}
 
@@ -171,7 +171,7 @@ def test_progress_previews_and_interrupt(client: Client, tiny_checkpoint: Path) 
     prompt = {
         "1": {
             "class_type": "CheckpointLoaderSimple",
-            "inputs": {"ckpt_name": tiny_checkpoint.name},
+            "inputs": {"ckpt_name": narrow_checkpoint.name},
         },
         "2": text("a dog"),
         "3": text(""),

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
-from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import AlexNet_Weights
-from transformers import CLIPModel, CLIPProcessor
 
 FIDELITY, ALIGNMENT, DIRECTION = "fidelity", "alignment", "direction"
 CLIP = "openai/clip-vit-large-patch14"
@@ -75,6 +74,9 @@ def ssim() -> Judge:
 
 def lpips() -> Judge:
     """Perceptual similarity (Zhang et al., 2018) on AlexNet."""
+    # Takes seconds to load, of which a machine without the weights has no use.
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
     network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
     network.to(DEVICE).eval()
     name = "1 - LPIPS (AlexNet)"
@@ -102,6 +104,8 @@ def clip(folder: str) -> Judge:
     Raises:
         OSError: there is none.
     """
+    from transformers import CLIPModel, CLIPProcessor
+
     # The signature that transformers gives to `to` is not that of its call.
     model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
     model.to(DEVICE).eval()
@@ -142,11 +146,17 @@ def judges(named: str | None) -> list[Judge]:
     """
     found: list[Judge] = [lpips() if alexnet().is_file() else ssim()]
     try:
-        found.append(clip(named or CLIP))
+        if named or _is_cached(CLIP):
+            found.append(clip(named or CLIP))
     except OSError:
         if named:
             raise
     return found
+
+
+def _is_cached(model: str) -> bool:
+    # Without what `clip` has to load for a look.
+    return isinstance(try_to_load_from_cache(model, "config.json"), str)
 
 
 def alexnet() -> Path:

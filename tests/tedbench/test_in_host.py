@@ -47,11 +47,11 @@ def run(folder: Path, out: Path, server: Server, checkpoint: Path, *more: str) -
 
 
 @pytest.fixture(scope="module")
-def finished(server: Server, tiny_checkpoint: Path, tmp_path_factory) -> Path:
+def finished(server: Server, narrow_checkpoint: Path, tmp_path_factory) -> Path:
     """Two edits of noise by all methods."""
     folder = tmp_path_factory.mktemp("tedbench")
     make_benchmark(folder / "tedbench")
-    run(folder / "tedbench", folder / "out", server, tiny_checkpoint)
+    run(folder / "tedbench", folder / "out", server, narrow_checkpoint)
     return folder / "out"
 
 
@@ -111,7 +111,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_ddib_comes_back_where_source_and_target_are_one(
-    server: Server, client, tiny_checkpoint: Path, tmp_path: Path, finished: Path
+    server: Server, client, narrow_checkpoint: Path, tmp_path: Path, finished: Path
 ) -> None:
     """To noise and back under one sentence, without guidance: nearly the autoencoder's picture."""
     protocol = replace(load(finished), steps=60, cfg=1.0, ddib_source="A cat.")
@@ -131,10 +131,10 @@ def test_ddib_comes_back_where_source_and_target_are_one(
 
 
 def test_a_second_run_does_nothing_and_leaves_no_files_with_the_server(
-    finished: Path, server: Server, tiny_checkpoint: Path
+    finished: Path, server: Server, narrow_checkpoint: Path
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in finished.rglob("eta_*/*.png")}
-    told = run(finished.parent / "tedbench", finished, server, tiny_checkpoint)
+    told = run(finished.parent / "tedbench", finished, server, narrow_checkpoint)
     assert "0 methods to run on 0 edits" in told
     assert {file: file.stat().st_mtime_ns for file in finished.rglob("eta_*/*.png")} == before
     left = [f.name for place in ("input", "output") for f in (server.base / place).glob("**/*")]
@@ -188,11 +188,11 @@ def test_workers_with_a_comfyui_of_their_own_edit_a_folder_and_one_is_killed(
 
 
 def test_real_benchmark_runs(
-    tedbench: Path, server: Server, tiny_checkpoint: Path, tmp_path: Path
+    tedbench: Path, server: Server, narrow_checkpoint: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     zebra = "zebra.jpeg-A_photo_of_a_horse"
-    run(tedbench, out, server, tiny_checkpoint, "--edits", zebra)
+    run(tedbench, out, server, narrow_checkpoint, "--edits", zebra)
     assert (out / "imagic" / "eta_0.70" / f"{zebra}.png").is_file()
     assert (out / "ddib" / f"{zebra}.png").is_file()
     assert json.loads((out / "scores.json").read_text())["edits"] == [zebra]

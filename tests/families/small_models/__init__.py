@@ -14,5 +14,5 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from families.kinds import small_constants  # noqa: E402
 
 SMALL = ExitStack()  # kept, for a context that nobody holds ends at once
-SMALL.enter_context(small_constants())
+SMALL.enter_context(small_constants(narrow=True))
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
