@@ -10,6 +10,7 @@
 ``interpolate``     stage C, section 3.2 "Text embedding interpolation", equation 4
 ``edit``            what a run of stages A and B leaves
 ``edit_file``       the same in one file
+``text2live``       a method that the paper compares with, which needs no model but CLIP
 ==================  =====================================================================
 
 Nothing here knows ComfyUI: the model is anything that satisfies ``objective.Denoiser``.

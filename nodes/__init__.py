@@ -16,6 +16,7 @@ from .photograph import offer_photograph
 from .project_conditioning import ImagicProjectConditioning
 from .save_edit import ImagicSaveEdit
 from .score_edits import ImagicScoreEdits
+from .text2live import ImagicText2Live
 
 NODES: list[type[io.ComfyNode]] = [
     ImagicOptimizeEmbedding,
@@ -28,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     ImagicSaveEdit,
     ImagicLoadEdit,
     ImagicScoreEdits,
+    ImagicText2Live,
 ]
 
 

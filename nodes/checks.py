@@ -46,6 +46,8 @@ HOLDS: dict[str, Callable[[Any], bool]] = {
     io.LoraModel.io_type: _is_tensors,
     io.LossMap.io_type: _is_losses,
     io.Image.io_type: lambda value: isinstance(value, Tensor) and value.ndim == 4,
+    io.Clip.io_type: lambda value: isinstance(value, comfy_host.Clip),
+    io.ClipVision.io_type: lambda value: isinstance(value, comfy_host.ClipVision),
 }
 """Type of a socket -> whether a value is of it."""
 

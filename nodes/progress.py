@@ -1,17 +1,20 @@
-"""Progress on the node while it trains: a bar, the picture of the x0 estimate, the loss curve."""
+"""Progress on the node while it trains: a bar, what the step has made, the loss curve."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import latent_preview
+import torch
 from comfy_execution.utils import get_executing_context
 from PIL import Image, ImageDraw
 from server import PromptServer
+from torch import Tensor
 
 from ..imagic_core.fit import Progress
 from .memory import memory
@@ -28,27 +31,38 @@ def say(text: str) -> None:
         server.send_progress_text(text, context.node_id, server.client_id)
 
 
+Draw = Callable[[Tensor], Image.Image | None]
+"""What a step estimates, as a picture; None where that cannot be shown."""
+
+
+def drawn_latent(model: Any) -> Draw:
+    """The first of several x0 [n, C, ...] of a MODEL, as its latents look."""
+    latent_format = model.get_model_object("latent_format")
+    previewer = latent_preview.get_previewer(model.load_device, latent_format)
+    factors = latent_format.latent_rgb_factors
+    if previewer is None and factors is not None:
+        # Previews of samplers are off by default; a training of minutes should show itself.
+        previewer = latent_preview.Latent2RGBPreviewer(
+            factors,
+            latent_format.latent_rgb_factors_bias,
+            getattr(latent_format, "latent_rgb_factors_reshape", None),
+        )
+    if previewer is None:
+        return lambda x0: None
+    return lambda x0: previewer.decode_latent_to_preview_image("JPEG", x0[:1].float())[1]
+
+
 class Reporter:
     """Shows each training step on the node that runs, and stops when the user cancels."""
 
-    def __init__(self, model: Any, steps: int) -> None:
-        """Take the MODEL whose latents are shown, and the number of steps."""
+    def __init__(self, device: torch.device, steps: int, draw: Draw) -> None:
+        """Take where it trains, the number of steps, and how their estimates are drawn."""
         self.bar = comfy.utils.ProgressBar(steps)
-        self.device = model.load_device
+        self.device, self.draw = device, draw
         self.losses: list[float] = []
         self.first = (0, 0.0)  # step, and when it was done
         self.resumed = ""
         self.shown = -math.inf
-        self.latent_format = model.get_model_object("latent_format")
-        self.previewer = latent_preview.get_previewer(model.load_device, self.latent_format)
-        factors = self.latent_format.latent_rgb_factors
-        if self.previewer is None and factors is not None:
-            # Previews of samplers are off by default; a training of minutes should show itself.
-            self.previewer = latent_preview.Latent2RGBPreviewer(
-                factors,
-                self.latent_format.latent_rgb_factors_bias,
-                getattr(self.latent_format, "latent_rgb_factors_reshape", None),
-            )
 
     def __call__(self, progress: Progress) -> None:
         """Report one step.
@@ -65,7 +79,8 @@ class Reporter:
                 self.resumed = f"resumed at step {progress.step - 1} of {progress.steps}, now "
         if now - self.shown >= SECONDS_BETWEEN_PICTURES or progress.step == progress.steps:
             self.shown = now
-            preview = ("JPEG", self._picture(progress), SIZE + CURVE_HEIGHT)
+            sheet = picture_with_curve(self.draw(progress.estimate), self.losses, progress.step)
+            preview = ("JPEG", sheet, SIZE + CURVE_HEIGHT)
             say(self._line(progress, now))
         self.bar.update_absolute(progress.step, progress.steps, preview)
 
@@ -77,13 +92,6 @@ class Reporter:
             line += f"about {_duration(left * (now - began) / (progress.step - step))} left, "
         return line + memory(self.device)
 
-    def _picture(self, progress: Progress) -> Image.Image:
-        """What the x0 estimates show, over the curve of the losses."""
-        picture, x0 = None, progress.estimate[:1].float()
-        if self.previewer is not None:
-            picture = self.previewer.decode_latent_to_preview_image("JPEG", x0)[1]
-        return picture_with_curve(picture, self.losses, progress.step)
-
 
 def _duration(seconds: float) -> str:
     """Such as `40 s`, `3 min` or `1 h 20 min`."""
@@ -94,7 +102,7 @@ def _duration(seconds: float) -> str:
 
 
 def picture_with_curve(picture: Image.Image | None, losses: list[float], step: int) -> Image.Image:
-    """The x0 estimate with the loss curve of the steps until this one, smoothed, under it."""
+    """What a step has made, with the loss curve of the steps until this one, smoothed, under it."""
     width, height = SIZE, 0
     if picture is not None:
         scale = SIZE / max(picture.size)

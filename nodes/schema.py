@@ -15,6 +15,7 @@ Define = Callable[[type[io.ComfyNode]], io.Schema]
 
 CATEGORY = "Imagic"
 TOOLS = "Imagic/tools"
+BASELINES = "Imagic/baselines"
 
 EDITING = (
     "edit photo", "edit image by text", "image editing", "photo editing", "prompt editing",

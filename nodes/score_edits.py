@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -88,8 +85,8 @@ class ImagicScoreEdits(io.ComfyNode):
         images: list[Tensor],
         original: list[Tensor],
         etas: list[float],
-        clip_vision: list[Any] | None = None,
-        clip: list[Any] | None = None,
+        clip_vision: list[comfy_host.ClipVision] | None = None,
+        clip: list[comfy_host.Clip] | None = None,
         text: list[str] | None = None,
     ) -> io.NodeOutput:
         """Measure, draw, recommend."""
@@ -151,20 +148,12 @@ def _matched(original: Tensor, picture: Tensor) -> Tensor:
     return photograph.clamp(0, 1).movedim(1, -1)
 
 
-def _alignment(pictures: list[Tensor], clip_vision: Any, clip: Any, sentence: str) -> Measured:
-    projection = getattr(clip_vision.model, "visual_projection", None)
-    if not isinstance(projection, torch.nn.Module):
-        raise BadInputError(
-            f"'clip_vision' is a {type(clip_vision.model).__name__} without a projection "
-            "into the space of text; connect a Load CLIP Vision with a CLIP model."
-        )
-    told = comfy_host.text_features(clip, sentence)
-    weight: Any = projection.weight
-    width, found = weight.shape[0], told.shape[-1]
-    if found != width:
-        raise BadInputError(
-            f"'clip' describes a sentence by {found} numbers, 'clip_vision' a picture by "
-            f"{width}; connect the text and the vision encoder of one and the same CLIP."
-        )
+def _alignment(
+    pictures: list[Tensor],
+    clip_vision: comfy_host.ClipVision,
+    clip: comfy_host.Clip,
+    sentence: str,
+) -> Measured:
+    told = comfy_host.sentences_of_pair(clip_vision, clip, [sentence])
     seen = [clip_vision.encode_image(p)["image_embeds"].float().cpu() for p in pictures]
     return clip_score(seen, told)

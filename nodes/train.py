@@ -20,7 +20,7 @@ from . import comfy_host
 from .errors import BadInputError, OutOfMemoryError
 from .kept import Learned, Shelf, keeping
 from .memory import GB, TightError, Way, at_least, check_free, memory, ways
-from .progress import Reporter, say
+from .progress import Reporter, drawn_latent, say
 
 RECIPES = ("as set", "fast", "paper")
 DTYPES = {
@@ -183,7 +183,7 @@ def train(
             on, origin = photographs.x0.device, wires.sentence.origin
             embedding = comfy_host.to_device(wires.sentence.embedding, on)
             origin = origin and comfy_host.to_device(origin, on)
-            reporter = Reporter(wires.model, settings.steps)
+            reporter = Reporter(device, settings.steps, drawn_latent(wires.model))
             own = replace(settings, micro_batch=way.at_once)
             session = Session(
                 denoiser, photographs, embedding, origin, changes, own, reporter, keeper

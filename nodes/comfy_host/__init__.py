@@ -4,9 +4,11 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 ``imagic_core``, and hands the result back through this package.
 
 ===============  ========================================================================
-``sockets``      CONDITIONING, LATENT and CLIP as they come in, read and checked
+``sockets``      CONDITIONING as it comes in, read and checked
+``photographs``  LATENT the same, and made smaller where that is asked for
 ``words``        words that a model embeds by itself, and what it has made of them
 ``reading``      a sentence as the model reads it
+``clip``         CLIP_VISION and CLIP of one space, the former with a gradient
 ``denoiser``     the model as a
 ``trainable``    a loaded model made ready for training, and all of it undone
 ``changes``      changes of the weights in training
@@ -26,6 +28,7 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 """
 
 from .carried import apply_lora, has_lora, without_lora
+from .clip import Clip, ClipVision, seeing, sentences_of_pair
 from .denoiser import HostDenoiser, to_device, training_sigmas
 from .fingerprint import UntellableError, fingerprint
 from .identity import (
@@ -47,7 +50,6 @@ from .sockets import (
     Model,
     combine,
     read_sentence,
-    text_features,
     to_conditioning,
 )
 from .trainable import trainable
@@ -57,6 +59,8 @@ from .words import as_read, is_read
 __all__ = [
     "LOGGER",
     "Changes",
+    "Clip",
+    "ClipVision",
     "Conditioning",
     "DoesNotFitError",
     "HostDenoiser",
@@ -85,7 +89,8 @@ __all__ = [
     "read_photographs",
     "read_sentence",
     "rounded",
-    "text_features",
+    "seeing",
+    "sentences_of_pair",
     "to_conditioning",
     "to_device",
     "trainable",

@@ -8,9 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
-from comfy.sd import CLIP
 from torch import Tensor
 
 from ...imagic_core.edit import Sentence
@@ -179,36 +177,3 @@ def _attention_mask(sentence: Sentence, length: int) -> Tensor | None:
     if mask is None or mask.shape[1:] != sentence.embedding.tokens.shape[1:2]:
         return None
     return lengthened(mask, length)
-
-
-def text_features(clip: CLIP, text: str) -> Tensor:
-    """The sentence [1, P] in the space that CLIP shares between text and pictures.
-
-    Raises:
-        BadInputError: the text encoder has no projection into that space.
-    """
-    pooled = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[1]
-    for module in clip.cond_stage_model.modules() if pooled is not None else ():
-        projection = getattr(getattr(module, "transformer", None), "text_projection", None)
-        if not isinstance(projection, torch.nn.Module):
-            continue
-        stored: Any = projection.weight
-        weight = stored.detach().float().cpu()
-        if weight.shape[1] == pooled.shape[-1] and _is_learned(weight):
-            # The host does not project where Stable Diffusion has no use for it.
-            pooled = pooled.float().cpu()
-            return pooled if module.return_projected_pooled else F.linear(pooled, weight)
-    raise BadInputError(
-        "'clip' has no text projection (checkpoints of Stable Diffusion 1.5 and Flux "
-        "leave it out), so its sentences cannot be compared with pictures; connect Load CLIP "
-        "with a whole CLIP file, the one that Load CLIP Vision has."
-    )
-
-
-def _is_learned(weight: Tensor) -> bool:
-    """Whether these are weights: the host leaves a missing one as memory happens to be, or at 1."""
-    if not weight.isfinite().all() or weight.count_nonzero() < weight.numel() / 2:
-        return False
-    spread = weight.std()
-    centred = weight.mean().abs() < spread / 10
-    return bool(centred and 1e-4 < spread < 1 and weight.abs().max() < 50 * spread)

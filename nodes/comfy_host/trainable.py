@@ -53,7 +53,7 @@ def trainable(
         DoesNotFitError: the sentence, the photographs and the model do not belong together.
         BadInputError: the model cannot be trained.
     """
-    patcher = _trainable_clone(model)
+    patcher = trainable_clone(model)
     if compute_dtype is not None:
         patcher.set_model_compute_dtype(compute_dtype)
     with ExitStack() as undo:
@@ -67,7 +67,7 @@ def trainable(
         undo.enter_context(torch.enable_grad())
         # Some models seed PyTorch's global generator in their conditioning.
         undo.enter_context(torch.random.fork_rng(devices=[]))
-        undo.enter_context(_frozen_weights(patcher.model))
+        undo.enter_context(frozen_weights(patcher.model))
         photographs = photographs.to(patcher.load_device)
         dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
         denoiser = HostDenoiser(patcher, photographs.x0, sentence.options, dtype)
@@ -89,7 +89,7 @@ def trainable(
         yield denoiser, photographs
 
 
-def _trainable_clone(model: Model) -> Model:
+def trainable_clone(model: Model) -> Model:
     """A clone with its weights in ordinary memory: dynamic weights are views that may vanish."""
     is_dynamic = getattr(model, "is_dynamic", None)
     if is_dynamic is not None and is_dynamic():
@@ -98,7 +98,7 @@ def _trainable_clone(model: Model) -> Model:
 
 
 @contextmanager
-def _frozen_weights(model: torch.nn.Module) -> Iterator[None]:
+def frozen_weights(model: torch.nn.Module) -> Iterator[None]:
     """Let autograd read weights that another node made in inference mode, without a copy.
 
     Autograd refuses to keep inference tensors, and leaving the mode does not change those that

@@ -1,4 +1,4 @@
-"""Edits whose true result is known: Imagic against SDEdit and DDIB in the real host.
+"""Edits whose true result is known: Imagic against its baselines in the real host.
 
     python tests/benchmarks/counterfactual.py [--json OUT.json] [--sheet OUT.png] [--edits N]
                      [--part K/N | --merge PARTS] [--methods NAME ...] [--living]
@@ -12,8 +12,9 @@ drawn hangs on the seed, so each edit is drawn with every one of SEEDS. The firs
 over all of them: what one run gives. The second is what a user gets who draws them all and takes
 one: of those that reach the edit the one most like the photograph, by SSIM.
 
-A world is a Python file with `edits(count)` and `Judge`, as
-in tests/miniature/edits.py; a checkpoint other than the miniature needs its own world.
+A world is a Python file with `edits(count)` and `Judge`, as in tests/miniature/edits.py; a
+checkpoint other than the miniature needs its own world, and text2live, which is drawn once for all
+seeds, none but the miniature's: its words are those that the miniature's CLIP knows.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from machine import imagic, in_process
-from miniature import build, metrics
+from miniature import build, clip, clip_layout, metrics
 from PIL import Image
 
 from benchmarks import command, living
@@ -47,6 +48,7 @@ ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.9
 STRENGTHS, DEFAULT_STRENGTH = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), 0.7
 # Sampler and guidance that served each method best on the tuning split.
 IMAGIC, SDEDIT, INVERTED_GUIDANCE, DDIB_GUIDANCE = ("euler_ancestral", 2.0), ("ddim", 3.0), 2.0, 2.0
+TEXT2LIVE = {"steps": 100, "views": 2, "seed": SEEDS[0]}
 # The paper's is for a network about eight times as wide as the miniature's living channels; what a
 # step of Adam adds up to grows with the width.
 PAPER_RATE = 8 * 5e-7
@@ -73,6 +75,11 @@ class Host:
             living.install(self.model, self.checkpoint)
         self.empty = self.say("")
         self.learned: tuple[Any, ...] = ()
+
+    @cached_property
+    def eyes(self) -> tuple[Any, Any]:
+        """CLIP_VISION and CLIP that know the miniature's world."""
+        return clip_layout.in_host()
 
     def say(self, text: str) -> Any:
         """CONDITIONING of a sentence."""
@@ -235,6 +242,18 @@ def ddib(host: Host, edit: Any) -> Drawn:
     return seedless({0.0: host.decode(back)})
 
 
+def text2live(host: Host, edit: Any) -> Drawn:
+    """A layer painted over the picture."""
+    wanted = {edit.kind: getattr(edit.wanted, edit.kind)}
+    layer = clip.sentence(clip.NOTHING._replace(**wanted))
+    pixels = torch.from_numpy(edit.source.astype(np.float32) / 255)[None]
+    image = host.pack.call(
+        "ImagicText2Live", pixels, *host.eyes, edit.target_text, edit.source_text, layer,
+        **TEXT2LIVE,
+    )[0]  # fmt: skip
+    return seedless({0.0: (image[0] * 255).round().byte().numpy()})
+
+
 class Method(NamedTuple):
     """How to edit, which of the settings that reach the edit to take, and which if none does."""
 
@@ -251,6 +270,7 @@ METHODS = {
     "imagic, paper": Method(partial(imagic_seeded, paper=True), DEFAULT_ETA, take=1),
     "sdedit": Method(sdedit, DEFAULT_STRENGTH),
     "ddib": Method(ddib),
+    "text2live": Method(text2live),
 }
 
 
@@ -279,6 +299,7 @@ def table(results: dict[str, list[dict]]) -> dict[str, dict]:
         row = {
             "success": float(np.mean([e["reached"] for e in each])),
             "kept": float(np.mean([e["reached"] and e["kept"] for e in each])),
+            "seen_by_clip": float(np.mean([e["seen"] for e in each])),
             "psnr_to_truth": float(np.mean([e["psnr"] for e in each])),
             "ssim_to_truth": float(np.mean([e["ssim"] for e in each])),
         }
@@ -341,6 +362,7 @@ def score(
         "setting": setting,
         "reached": verdicts[setting].reached,
         "kept": verdicts[setting].kept,
+        "seen": verdicts[setting].seen,
         "psnr": metrics.psnr(grid[setting], edit.truth),
         "ssim": metrics.ssim(grid[setting], edit.truth),
         "likeness": metrics.ssim(grid[setting], edit.source),

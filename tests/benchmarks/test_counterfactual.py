@@ -45,6 +45,7 @@ def test_table_compares_edit_by_edit_and_kept_needs_reached():
             {
                 "reached": reached,
                 "kept": True,
+                "seen": True,
                 "psnr": p,
                 "ssim": 0.5,
                 "reconstruction": 20.0,
@@ -87,6 +88,7 @@ def test_parts_put_together_are_the_whole(tmp_path):
             "seed": seed,
             "reached": True,
             "kept": True,
+            "seen": True,
             "psnr": psnr,
             "ssim": 0.5,
             "likeness": psnr,
@@ -115,7 +117,8 @@ def test_every_seed_of_an_edit_is_judged_by_its_own_pictures(monkeypatch):
     method = counterfactual.Method(lambda host, edit: {5: right, 6: wrong})
     monkeypatch.setitem(counterfactual.METHODS, "made up", method)
     found, shown = counterfactual.run(None, edit, "made up", edits.Judge())
-    assert [(f["seed"], f["reached"]) for f in found] == [(5, True), (6, False)]
+    told = [(f["seed"], f["reached"], f["seen"]) for f in found]
+    assert told == [(5, True, True), (6, False, False)]
     assert found[0]["psnr"] > 90 > found[1]["psnr"]
     assert shown[0] is edit.truth
 

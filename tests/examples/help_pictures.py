@@ -29,6 +29,7 @@ DOCS = REPOSITORY / "web" / "docs"
 TARGET = ours.SENTENCE
 ANOTHER = "a photo of a jumping dog on the grass"
 CHECKPOINT = "miniature.safetensors"
+SMALL_CLIP = Path(__file__).parent / "small_clip"
 
 Wire = list[Any]
 
@@ -161,9 +162,13 @@ def compared(s: Studio) -> Image.Image:
 
 
 def scores(s: Studio) -> Image.Image:
-    """Without CLIP, for none knows the miniature's world."""
+    """With the CLIP that knows the miniature's world."""
     images, etas = s.swept(s.tuned, 0.1, 1.0, 10)
-    score = s.add("ImagicScoreEdits", images=images, original=s.image, etas=etas)
+    vision, clip = s.add("MiniatureClipVision"), s.add("MiniatureClip")
+    score = s.add(
+        "ImagicScoreEdits", images=images, original=s.image, etas=etas, text=TARGET,
+        clip_vision=[vision, 0], clip=[clip, 0],
+    )  # fmt: skip
     curves, chosen = s.pictures([score, 0], [score, 3])
     both = Image.new("RGB", (curves.width + 240, curves.height), "white")
     both.paste(curves, (0, 0))
@@ -214,7 +219,7 @@ def main(names: list[str]) -> None:
         checkpoint = build(Path(made) / CHECKPOINT)
         comfyui = Path(os.environ["COMFYUI_PATH"])
         with (
-            serve(comfyui, [checkpoint]) as server,
+            serve(comfyui, [checkpoint], more_packs=[SMALL_CLIP]) as server,
             Client(server.url) as client,
         ):
             photograph = Image.open(ours.photograph(server.base / "input"))

@@ -15,6 +15,11 @@ SD15 = {
     "v1-5-pruned-emaonly-fp16.safetensors?download=true",
     "directory": "checkpoints",
 }
+# The text and the vision encoder of one CLIP, with the projections of both.
+CLIP = {
+    "name": "clip-vit-large-patch14.safetensors",
+    "url": "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/model.safetensors",
+}
 SENTENCE = "A photo of a sleeping cat"
 IMAGE = "imagic_cat.jpg"
 """The photograph that the pack puts into ComfyUI's input folder."""
@@ -97,6 +102,17 @@ def brought(w: Workflow, model: Model) -> tuple[Node, Node]:
         "CheckpointLoaderSimple", (300, 0), (model,), "Your checkpoint", ckpt_name=model["name"]
     )
     return checkpoint, w.node("LoadImage", (300, 330), title="Your photograph", image=IMAGE)
+
+
+def whole_clip(w: Workflow) -> tuple[Output, Output]:
+    """CLIP_VISION and CLIP of one file in two folders."""
+    vision: Model = {**CLIP, "directory": "clip_vision"}
+    text: Model = {**CLIP, "directory": "text_encoders"}
+    seeing = w.node("CLIPVisionLoader", (320, 0), (vision,), clip_name=CLIP["name"])
+    reading = w.node(
+        "CLIPLoader", (320, 0), (text,), clip_name=CLIP["name"], type="stable_diffusion"
+    )
+    return seeing["CLIP_VISION"], reading["CLIP"]
 
 
 def encoded(w: Workflow, image: Output, vae: Output, megapixels: float) -> tuple[Output, Output]:

@@ -26,6 +26,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "KSampler": {"steps": 2},
     "KSamplerAdvanced": {"steps": 2},
     "BasicScheduler": {"steps": 2},
+    "ImagicText2Live": {"steps": 1, "views": 1},
 }
 
 

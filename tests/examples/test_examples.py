@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from machine.host_process import Server
+from miniature import clip_layout
 from miniature.build import build
 from miniature.metrics import psnr
 from PIL import Image
@@ -17,7 +18,7 @@ from talk.client import Client, Result
 from talk.workflow import find, nodes_of
 
 from examples import ours
-from examples.companions import build_clip, build_upscaler
+from examples.companions import build_upscaler
 from examples.parts import SD15
 from examples.prompts import QUICK, drawn, edit_file, example, put
 
@@ -140,7 +141,7 @@ def test_reuse_names_the_file_that_the_sheet_writes_first(stocked):
 
 @pytest.fixture(scope="module")
 def clip(stocked: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    file = build_clip(tmp_path_factory.mktemp("clip") / "whole_clip.safetensors")
+    file = clip_layout.build(tmp_path_factory.mktemp("clip") / "whole_clip.safetensors")
     there = [stocked.base / "models" / f / file.name for f in ("clip_vision", "text_encoders")]
     for place in there:
         put(file, place)
@@ -246,6 +247,21 @@ def test_ddib_returns_the_photograph_under_its_own_sentence_and_edits_it_under_a
         near[text] = psnr(drawn(client, prompt, result), arrays(client, result, same)[0])
     kept, edited = near.values()
     assert kept > 25 and edited < kept - 5, near
+
+
+def test_text2live_paints_a_layer_over_the_photograph(stocked, clip, client):
+    loaders = dict.fromkeys(("CLIPVisionLoader", "CLIPLoader"), {"clip_name": clip.name})
+    prompt = example(client, "baseline_text2live", QUICK | loaders)
+    (node,) = nodes_of(prompt, "ImagicText2Live")
+    before = tap(prompt, nodes_of(prompt, "ImageScaleToTotalPixels")[0])
+    layer = tap(prompt, node, 1)
+    result = run(client, prompt)
+    shown = [before, layer, *nodes_of(prompt, "PreviewImage"), *nodes_of(prompt, "SaveImage")]
+    pictures = {key: arrays(client, result, key)[0].astype(float) for key in shown}
+    (where,) = (pictures[key] / 255 for key in pictures if key not in (before, layer, shown[-1]))
+    over = where * pictures[layer] + (1 - where) * pictures[before]
+    # Each was cut to whole numbers by itself.
+    assert np.abs(over - pictures[shown[-1]]).max() < 4 and pictures[layer].std() > 1
 
 
 def test_from_its_own_noise_the_photograph_returns_and_at_another_eta_the_sentence(

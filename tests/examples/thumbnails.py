@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from machine.host_process import serve
+from miniature import clip, world
 from miniature.build import build
 from PIL import Image
 from talk.api import Prompt
 from talk.client import Client
-from talk.workflow import find, nodes_of
+from talk.workflow import nodes_of
 
 from examples import ours
 from examples.companions import build_upscaler
@@ -39,6 +40,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "KSampler": {"cfg": 3.0},
     "KSamplerAdvanced": {"cfg": 3.0},
 }
+CLIP = {"CLIPVisionLoader": "MiniatureClipVision", "CLIPLoader": "MiniatureClip"}
+SMALL_CLIP = Path(__file__).parent / "small_clip"
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
 # under its guidance.
 GUIDE = "../web/docs/eta"
@@ -120,13 +123,17 @@ def find_eta(studio: Studio) -> Image.Image:
     return whole
 
 
+def with_clip(prompt: Prompt) -> Prompt:
+    """The prompt with the CLIP that knows the miniature's world."""
+    for kind, ours_of in CLIP.items():
+        (key,) = nodes_of(prompt, kind)
+        prompt[key] = {"class_type": ours_of, "inputs": {}}
+    return prompt
+
+
 def choose_eta(studio: Studio) -> Image.Image:
-    """Without CLIP, for none knows the miniature's world: fidelity alone recommends."""
-    prompt = studio.prompt("imagic_choose_eta", [TARGET], {})
-    for kind in ("CLIPVisionLoader", "CLIPLoader"):
-        del prompt[nodes_of(prompt, kind)[0]]
-    score = find(prompt, "ImagicScoreEdits")
-    del score["clip_vision"], score["clip"]
+    """With the CLIP that knows the miniature's world."""
+    prompt = with_clip(studio.prompt("imagic_choose_eta", [TARGET], {}))
     curves, chosen = studio.run(prompt, "ImagicScoreEdits", "SaveImage")
     both = Image.new("RGB", (curves.width + 240, curves.height), "white")
     both.paste(curves, (0, 0))
@@ -160,6 +167,21 @@ def cascade(studio: Studio) -> Image.Image:
     return contact_sheet([("input", studio.photograph), (label, small)], TARGET)
 
 
+def text2live(studio: Studio) -> Image.Image:
+    """Another coat, and where it was painted."""
+    colour, other = clip.colour_of(world.identity("heldout", 7)), "yellow"
+    says = "a photo of a standing {} dog on the grass"
+    sentence, layer = says.format(other), f"a photo of a {other} dog"
+    how = {
+        "text": sentence, "source_text": says.format(colour), "layer_text": layer,
+        "region_text": f"a photo of a {colour} dog",
+    }  # fmt: skip
+    prompt = with_clip(studio.prompt("baseline_text2live", [], {"ImagicText2Live": how}))
+    edit, painted = studio.run(prompt, "SaveImage", "PreviewImage")
+    tiles = [("input", studio.photograph), ("Text2LIVE", edit), ("where it was painted", painted)]
+    return contact_sheet(tiles, sentence)
+
+
 PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     "imagic_edit": lambda s: s.beside("imagic_edit", "{eta}"),
     "imagic_app": lambda s: s.beside("imagic_app", "{eta}"),
@@ -180,6 +202,7 @@ PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     ),
     "baseline_sdedit": lambda s: s.beside("baseline_sdedit", "SDEdit, denoise 0.6"),
     "baseline_ddib": lambda s: s.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET)),
+    "baseline_text2live": text2live,
 }
 """By name, in the order that makes use of the server's cache."""
 
@@ -191,7 +214,7 @@ def main(names: list[str]) -> None:
         checkpoint = build(Path(made) / CHECKPOINT)
         upscaler = build_upscaler(Path(made) / ESRGAN["name"])
         with (
-            serve(comfyui, [checkpoint]) as server,
+            serve(comfyui, [checkpoint], more_packs=[SMALL_CLIP]) as server,
             Client(server.url) as client,
         ):
             put(upscaler, server.base / "models/upscale_models" / upscaler.name)

@@ -171,6 +171,7 @@ _IN_ORDER: dict[str, Callable[[], Workflow]] = {
     "Cascade with the x4 upscaler": workflows_models.imagic_cascade,
     "Baseline SDEdit": workflows_baselines.baseline_sdedit,
     "Baseline DDIB": workflows_baselines.baseline_ddib,
+    "Baseline Text2LIVE": workflows_baselines.baseline_text2live,
 }
 WORKFLOWS = {function.__name__: function for function in _IN_ORDER.values()}
 # The template browser shows a file's name and nothing else; one that ends in .app is listed as one.

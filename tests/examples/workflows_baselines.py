@@ -1,4 +1,4 @@
-"""The methods that the paper compares itself with, by the host's own nodes alone."""
+"""The methods that the paper compares itself with."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from typing import Any
 
 from examples.canvas import Workflow
 from examples.parts import (
+    IMAGE,
     KEEP_OUT,
     PHOTOGRAPH,
     SD15,
     SENTENCE,
+    TRAINING,
     brought,
     encoded,
     given,
     sampled,
+    saved,
     shown,
+    whole_clip,
 )
 
 
@@ -84,4 +88,40 @@ def baseline_ddib() -> Workflow:
         latent_image=noise["output"], cfg=3.0,
     )  # fmt: skip
     shown(w, "From the noise to the edit", edit["output"], checkpoint["VAE"], "baseline_ddib")
+    return w
+
+
+def baseline_text2live() -> Workflow:
+    """Text2LIVE: a layer over the photograph, painted until CLIP finds the sentence in it."""
+    w = Workflow()
+    w.column(PHOTOGRAPH)
+    loader = w.node("LoadImage", (300, 330), title="Your photograph", image=IMAGE)
+    scaled = w.node(
+        "ImageScaleToTotalPixels", (320, 0), image=loader["IMAGE"], upscale_method="lanczos",
+        megapixels=0.25,
+    )  # fmt: skip
+    w.column("CLIP")
+    w.note(
+        "**No checkpoint, only CLIP**: one file in two folders, *models/clip_vision* and "
+        "*models/text_encoders*. It must be a whole CLIP.",
+        (320, 110),
+    )
+    clip_vision, clip = whole_clip(w)
+    w.column("Text2LIVE")
+    w.note(
+        "The paper's comparison, to see what Imagic adds: a layer with an opacity of its own. It "
+        "changes colours and textures, and moves nothing.\n\n**text** is your sentence, "
+        "**source_text** says what the photograph shows, **layer_text** what is painted, "
+        "**region_text** over what.",
+        (320, 180),
+    )
+    painted = w.node(
+        "ImagicText2Live", TRAINING, image=scaled["IMAGE"], clip_vision=clip_vision, clip=clip,
+        text="a photo of a silver cat", source_text="a photo of a cat",
+        layer_text="a silver cat", region_text="a cat",
+    )  # fmt: skip
+    w.column("Edit")
+    saved(w, painted["image"], "baseline_text2live")
+    mask = w.node("MaskToImage", (440, 0), title="Where it was painted", mask=painted["opacity"])
+    w.node("PreviewImage", (440, 400), images=mask["IMAGE"])
     return w

@@ -6,13 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from examples.canvas import Node, Output, Workflow
-from examples.parts import Given, Model, decoded, given, learned, sampled, saved
+from examples.parts import Given, decoded, given, learned, sampled, saved, whole_clip
 
-# The text and the vision encoder of one CLIP, with the projections of both.
-CLIP = {
-    "name": "clip-vit-large-patch14.safetensors",
-    "url": "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/model.safetensors",
-}
 SHEET = (620, 300)
 """Size of a node that shows a row of pictures."""
 
@@ -184,13 +179,10 @@ def imagic_choose_eta() -> Workflow:
         "fidelity alone recommends.",
         (320, 260),
     )
-    vision: Model = {**CLIP, "directory": "clip_vision"}
-    text: Model = {**CLIP, "directory": "text_encoders"}
-    clip_vision = w.node("CLIPVisionLoader", (320, 0), (vision,), clip_name=CLIP["name"])
-    clip = w.node("CLIPLoader", (320, 0), (text,), clip_name=CLIP["name"], type="stable_diffusion")
+    clip_vision, clip = whole_clip(w)
     w.column("Measure")
     score = scored(
-        w, g, drawn, (400, 480), clip_vision=clip_vision["CLIP_VISION"], clip=clip["CLIP"],
+        w, g, drawn, (400, 480), clip_vision=clip_vision, clip=clip,
         text=g.text["STRING"],
     )  # fmt: skip
     w.node("PreviewAny", (400, 320), source=score["table"])

@@ -169,8 +169,8 @@ def whole_clip(clip):
         )
 
 
-def vision(tmp_path, width: int = 768):
-    """The host's CLIP vision model, a small one."""
+def vision(tmp_path, width: int | None = 768):
+    """The host's CLIP vision model, a small one; None: without a projection."""
     import comfy.clip_vision
 
     config = {
@@ -183,8 +183,9 @@ def vision(tmp_path, width: int = 768):
         "image_size": 32,
         "num_channels": 3,
         "model_type": "clip_vision_model",
-        "projection_dim": width,
     }
+    if width is not None:
+        config["projection_dim"] = width
     (tmp_path / "vision.json").write_text(json.dumps(config))
     model = comfy.clip_vision.ClipVisionModel(str(tmp_path / "vision.json"))
     generator = torch.Generator().manual_seed(0)
@@ -248,19 +249,28 @@ def test_a_projection_that_was_not_in_the_file_is_refused(
             projection.weight.copy_(before)
 
 
-def test_a_vision_model_without_projection_is_refused(nodes, without_lpips, photograph, clip):
+def test_a_vision_model_without_projection_is_refused(
+    nodes, without_lpips, photograph, clip, tmp_path
+):
     args = sweep(photograph, ETAS), [photograph], ETAS
-    other = SimpleNamespace(model=SimpleNamespace(visual_projection=lambda x: x))
-    with pytest.raises(ValueError, match="Score Edits: 'clip_vision' is a SimpleNamespace"):
+    other = vision(tmp_path, None)
+    with pytest.raises(ValueError, match="Score Edits: 'clip_vision' is a CLIPVisionModelProj"):
         nodes.call("ImagicScoreEdits", *args, [other], [clip], ["a dog"])
+
+
+def test_alignment_needs_all_three(nodes, without_lpips, photograph, clip, tmp_path):
+    given = {"clip_vision": [vision(tmp_path)], "clip": [clip], "text": ["a dog"]}
+    for name in given:
+        inputs = given | {name: [" "] if name == "text" else None}
+        with pytest.raises(ValueError, match=f"Score Edits: '{name}' is not given"):
+            nodes.call("ImagicScoreEdits", sweep(photograph, ETAS), [photograph], ETAS, **inputs)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"clip": [object()], "text": ["a dog"]}, "'clip_vision' is not given"),
-        ({"clip_vision": [object()], "text": ["a dog"]}, "'clip' is not given"),
-        ({"clip_vision": [object()], "clip": [object()], "text": [" "]}, "'text' is not given"),
+        ({"clip": [object()]}, "'clip' got object, not CLIP; connect it anew"),
+        ({"clip_vision": [object()]}, "'clip_vision' got object, not CLIP_VISION; connect it anew"),
         ({"etas": ETAS[:4]}, "'images' has 5 pictures, but 'etas' has 4"),
         ({"etas": [0.5] * 5}, "'etas' has 1 different values of 5"),
         ({"images": [flat(0.5)] * 5, "original": [flat(0.5)]}, "equally near to 'original'"),
