@@ -71,7 +71,9 @@ def test_what_is_learned_does_not_hang_on_it(nodes, model, learned, said):
     assert len(said) == 1, "nothing is known of the target of the other"
 
 
-@pytest.mark.parametrize("spoilt", [None, 3, {}, {"tokens": torch.zeros(1, 5, 768)}])
+@pytest.mark.parametrize(
+    "spoilt", [None, 3, {}, {"tokens": torch.zeros(1, 5, 768), "pooled": torch.zeros(1, 768)}]
+)
 def test_a_sentence_that_others_have_changed_says_nothing(nodes, model, learned, said, spoilt):
     _, image, (entry,) = learned
     finetune(nodes, model, [[entry[0], entry[1] | {"imagic_origin": spoilt}]], image, 0.1, steps=1)

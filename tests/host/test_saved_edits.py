@@ -75,6 +75,7 @@ def test_what_is_saved_is_loaded(nodes, model, learned, output):
     assert name == "imagic/edit_00001_.safetensors [output]"
     loaded, e_opt, e_tgt, lora, info = nodes.call("ImagicLoadEdit", model, name)
     assert_same_conditioning(e_opt, learned.optimized)
+    assert "imagic_origin" not in e_opt[0][1]
     assert_same_conditioning(e_tgt, learned.target)
     assert_same_conditioning(optimized, learned.optimized)
     assert_same_conditioning(target, learned.target)

@@ -39,6 +39,9 @@ def test_what_is_there_stays_where_it_is(nodes, model):
         -first[:, :, :3]
     )
     assert second.allclose(3 * first)
+    fine = torch.ones(1, 4, 16, 16)
+    fine[..., ::2] = -1
+    assert read(nodes, model, fine, 64).x0.abs().max() < 0.2 * whole.abs().max()
 
 
 def test_the_mask_is_made_smaller_with_it(nodes, model):
