@@ -29,14 +29,11 @@ from ..imagic_core.checkpoint import Checkpoint, Keeper, Training
 from . import comfy_host
 
 MAX_FILES, MAX_BYTES = 100, 16 * 2**30
-SHARE_OF_DISK = 4
-"""All of it takes at most one part in so many of what is free."""
-
+SHARE_OF_DISK = 4  # all of it takes at most one part in so many of what is free
 SECONDS_BETWEEN, SHARE_OF_TIME = 5.0, 0.02
 """A training is kept so often, and more seldom where that would take a larger share of the time."""
 
-UNFINISHED_WRITE = 3600.0
-"""Seconds after which a file that is still being written is nobody's any more."""
+UNFINISHED_WRITE = 3600.0  # seconds after which a file that is being written is nobody's
 
 
 @dataclass(frozen=True)
