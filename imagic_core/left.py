@@ -11,8 +11,8 @@ import torch
 
 from .objective import Denoiser, Embedding, Photographs, append_dims, draw
 
-LITTLE = 0.5
-"""Below this share of the distance as loaded, edits were lost on networks of three widths."""
+LITTLE = 0.6
+"""Below this share of the distance as loaded, edits were lost on networks of two widths."""
 _DRAWS = 4
 
 
