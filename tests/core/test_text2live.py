@@ -145,3 +145,37 @@ def test_self_similarity_is_blind_to_lengths():
     found = self_similarity(tokens)
     torch.testing.assert_close(found, self_similarity(tokens * 7))
     torch.testing.assert_close(found.diagonal(dim1=1, dim2=2), torch.ones(1, 5))
+
+
+def test_the_seed_draws_the_crops_too(monkeypatch):
+    def same(*size: int) -> Painter:
+        torch.manual_seed(0)
+        return Painter(*size)
+
+    monkeypatch.setattr(text2live, "Painter", same)
+    one, again, other = (run(seed=seed, steps=4)[1] for seed in (1, 1, 2))
+    assert one == again != other
+
+
+def test_crops_lie_anywhere_and_cover_as_much_as_they_shall():
+    rows = torch.arange(40.0).view(1, 1, 40, 1).expand(1, 1, 40, 40)
+    pictures = torch.cat([rows, rows.mT], 1)
+    generator = torch.Generator().manual_seed(0)
+    crops = [text2live._crop(pictures, 0.5, generator) for _ in range(60)]
+    sides = [crop.shape[-1] for crop in crops]
+    assert min(sides) >= 20 and max(sides) <= 40 and len(set(sides)) > 8
+    for corner in (0, 1):
+        assert len({crop[0, corner, 0, 0].item() for crop in crops}) > 5
+
+
+def test_no_step_is_of_the_gradients_before_it(monkeypatch):
+    step, norms = torch.optim.Adam.step, []
+
+    def watched(self: torch.optim.Adam) -> None:
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    run(steps=8, learning_rate=0.0)
+    assert max(norms) < 2 * norms[0]
