@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from miniature import asset, captions, layout  # noqa: E402
 
-
 Tensors = dict[str, np.ndarray]
 # Of what asset.json says, the network's living tensors and the autoencoder's: the checkpoint.
 Maker = Callable[[dict, Tensors, Tensors], Tensors]

@@ -154,11 +154,6 @@ class _Up(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class _Enter(nn.Conv2d):
-    def forward(self, x: torch.Tensor, given: Given | None = None) -> torch.Tensor:
-        return super().forward(x)
-
-
 class Levels(nn.Module):
     """The embedding of a noise level as a smooth function, from which training takes the table."""
 
@@ -191,7 +186,7 @@ class Network(nn.Module):
         two, block = 2 * WIDTH, nn.ModuleDict
         self.input_blocks = block(
             {
-                "0": block({"0": _Enter(7, s.fine, 3, padding=1)}),
+                "0": block({"0": _conv(7, s.fine)}),
                 "1": block({"0": ResBlock(s.fine, s.fine, s.time)}),
                 "2": block({"0": _Down(s.fine, s.coarse)}),
                 "3": block({"0": ResBlock(s.coarse, s.coarse, s.time), "1": Transformer(s)}),
@@ -211,9 +206,9 @@ class Network(nn.Module):
         """[B, 7, H, W], timesteps [B], states [B, 77, text] and noise levels [B] to v."""
         time = self.time_embed(waves(t).to(x.dtype)) + self.label_emb(level)
         given, skips = Given(time, text), []
-        for parts in self.input_blocks.values():
+        for number, parts in self.input_blocks.items():
             for part in parts.values():
-                x = part(x, given)
+                x = part(x, given) if number != "0" else part(x)
             skips.append(x)
         x = x[:, :0]
         for parts in self.output_blocks.values():

@@ -36,7 +36,7 @@ CONFIG = {
     "tuning_pictures": 64,
     "upscaler_ae": {
         "minutes": None,
-        "steps": 1200,
+        "steps": 3200,
         "batch": 8,
         "crop": 64,
         "whole_from": 0.7,
