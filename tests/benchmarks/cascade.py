@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from miniature import metrics
 from miniature.edits import KnownEdit, edits
-from miniature.upscaler.checkpoint import build_upscaler
+from miniature.upscaler.checkpoint import build_x4
 from PIL import Image
 
 from benchmarks import command, living
@@ -71,7 +71,7 @@ class Upscaler:
     @classmethod
     def load(cls, host: Host) -> Upscaler:
         """Build the checkpoint beside the miniature's, load it, and keep its living channels."""
-        file = build_upscaler(host.checkpoint.with_name("upscaler.safetensors"))
+        file = build_x4(host.checkpoint.with_name("upscaler.safetensors"))
         loaded = host.pack.call("CheckpointLoaderSimple", file.name)
         living.install_upscaler(loaded[0], loaded[2])
         return cls(host, *loaded)

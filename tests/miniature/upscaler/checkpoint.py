@@ -35,7 +35,7 @@ def of_asset(about: dict, network: build.Tensors, autoencoder: build.Tensors) ->
     )
 
 
-def build_upscaler(out: Path, folder: Path = FOLDER) -> Path:
+def build_x4(out: Path, folder: Path = FOLDER) -> Path:
     """Write the checkpoint to `out` and return it, as `build.build` does."""
     return build.build(out, folder, of_asset)
 
@@ -49,7 +49,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    print(build_upscaler(parser.parse_args().out))
+    print(build_x4(parser.parse_args().out))
 
 
 if __name__ == "__main__":

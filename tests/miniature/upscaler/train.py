@@ -36,7 +36,7 @@ CONFIG = {
     "tuning_pictures": 64,
     "upscaler_ae": {
         "minutes": None,
-        "steps": 3200,
+        "steps": 2000,
         "batch": 8,
         "crop": 64,
         "whole_from": 0.7,
@@ -95,7 +95,12 @@ def train_autoencoder(run: Run) -> None:
     while fitting.progress < 1:
         rng = np.random.default_rng([SEED, 1, fitting.clock.step])
         crop, batch = part(fitting, world.SIZE)
-        where = train.places(rng, batch, len(data), crop)
+        whole = crop == world.SIZE
+        where = (
+            [(int(i), 0, 0) for i in rng.integers(len(data), size=batch)]
+            if whole
+            else train.places(rng, batch, len(data), crop)
+        )
         x = pixels(
             np.stack([data[i, 8 * r : 8 * r + crop, 8 * c : 8 * c + crop] for i, r, c in where])
         )
