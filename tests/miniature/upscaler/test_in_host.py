@@ -25,6 +25,7 @@ def both(comfy, tmp_path_factory):
     network, coder = Network(SHAPE), Autoencoder()
     for p in [*network.parameters(), *coder.parameters()]:
         torch.nn.init.normal_(p, 1.0 if p.ndim < 2 else 0.0, 0.05)
+    torch.nn.init.zeros_(coder.decoder.conv_out.bias)  # else the picture is white
     for module in (network, coder):
         module.half().float()  # what the file holds
     folder = tmp_path_factory.mktemp("asset")

@@ -47,7 +47,7 @@ CONFIG = {
     },
     "upscaler": {
         "minutes": None,
-        "steps": 2400,
+        "steps": 3000,
         "batch": 16,
         "crop": 16,
         "whole_from": 0.7,
@@ -228,26 +228,27 @@ def train_network(run: Run) -> None:
             fitting.save()
 
 
-def export(run: Run) -> None:
-    """Stage "export": write the asset, its hash, and the run's log and configuration."""
+def write_asset(run: Run) -> Path:
+    """Write the averaged weights, as they are after training, into the run's asset folder."""
     model, std = coder(run)
-    average = torch.load(run.work / "upscaler.pt")["average"]
-    levels = Levels(run.config["upscaler"]["shape"]["time"])
+    shape = Shape(**run.config["upscaler"]["shape"])
+    average, levels = torch.load(run.work / "upscaler.pt")["average"], Levels(shape.time)
     for name, values in levels.named_parameters():
         values.data = average.pop(f"label_emb.{name}")
     average["label_emb.weight"] = levels.table().detach()
-    asset.write(
-        Shape(**run.config["upscaler"]["shape"]),
-        {n: t.numpy() for n, t in average.items()},
-        {n: t.numpy() for n, t in model.state_dict().items()},
-        std,
-        run.out / "asset",
-    )
-    run.log("export", sha256=checkpoint.seal(run.out / "asset"))
+    parts = ({n: t.numpy() for n, t in of.items()} for of in (average, model.state_dict()))
+    folder = run.out / "upscaler" / "asset"
+    asset.write(shape, *parts, std, folder)
+    return folder
+
+
+def export(run: Run) -> None:
+    """Stage "export": write the asset, its hash, and the run's log and configuration."""
+    run.log("export", sha256=checkpoint.seal(write_asset(run)))
     record = run.out / "run"
     record.mkdir(exist_ok=True)
-    (record / "config.json").write_text(json.dumps(run.config, indent=1) + "\n")
-    (record / "log.jsonl").write_text((run.work / "log.jsonl").read_text())
+    (record / "upscaler_config.json").write_text(json.dumps(run.config, indent=1) + "\n")
+    (record / "upscaler_log.jsonl").write_text((run.work / "log.jsonl").read_text())
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
@@ -265,7 +266,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=STAGES, default=list(STAGES))
     arguments = parser.parse_args()
-    run = Run(arguments.work, "cpu", CONFIG, Path(__file__).resolve().parent)
+    run = Run(arguments.work, "cpu", CONFIG)
     for name in arguments.only:
         STAGES[name](run)
 
