@@ -178,7 +178,7 @@ def autoencoder_tensors(own: Tensors, latent_std: float) -> Tensors:
     scale = np.float32(SCALE_FACTOR * latent_std)
     out["quant_conv.weight"] = np.zeros((8, 8, 1, 1), np.float32)
     out["quant_conv.weight"][:4, :4, 0, 0] = np.eye(4) / scale
-    out["quant_conv.bias"] = np.repeat(np.float32([0, NO_VARIANCE]), 4)
+    out["quant_conv.bias"] = np.array([0.0] * 4 + [NO_VARIANCE] * 4, np.float32)
     out["post_quant_conv.weight"] = (np.eye(4, dtype=np.float32) * scale)[:, :, None, None]
     out["post_quant_conv.bias"] = np.zeros(4, np.float32)
     return out

@@ -47,7 +47,7 @@ CONFIG = {
     },
     "upscaler": {
         "minutes": None,
-        "steps": 3000,
+        "steps": 6000,
         "batch": 16,
         "crop": 16,
         "whole_from": 0.7,
