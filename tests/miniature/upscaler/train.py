@@ -47,7 +47,7 @@ CONFIG = {
     },
     "upscaler": {
         "minutes": None,
-        "steps": 6000,
+        "steps": 1800,
         "batch": 16,
         "crop": 16,
         "whole_from": 0.7,
