@@ -287,7 +287,7 @@ def test_the_cascades_upscaler_draws_the_edit_and_not_the_photograph(
     _, upscaler = nodes_of(prompt, "CheckpointLoaderSimple")
     prompt[upscaler]["inputs"]["ckpt_name"] = x4_checkpoint.name
     photograph, edit = (tap(prompt, node) for node in nodes_of(prompt, "ImageScaleBy"))
-    result = run(client, prompt)
+    result = client.run(prompt)
     picture = Image.fromarray(drawn(client, prompt, result))
     assert picture.size == (128, 128)
     (before,), (small,) = (arrays(client, result, shown) for shown in (photograph, edit))
