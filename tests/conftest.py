@@ -88,6 +88,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def x4_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The x4 upscaler of the miniature's world, which has learned to draw it."""
+    from miniature.upscaler.checkpoint import build_x4
+
+    return build_x4(tmp_path_factory.mktemp("checkpoints") / "x4.safetensors")
+
+
+@pytest.fixture(scope="session")
 def narrow_checkpoint(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same a fifth as wide, for what does not hang on the width; see ``tiny.build_narrow``."""
     from families.tiny import build_narrow

@@ -285,3 +285,34 @@ def test_from_its_own_noise_the_photograph_returns_and_at_another_eta_the_senten
         result = client.run({**prompt, "other": other})
         near[eta] = psnr(drawn(client, prompt, result), arrays(client, result, same)[0])
     assert near[0.0] > 25 and near[1.0] < near[0.0] - 5, near
+
+
+def test_the_cascades_upscaler_draws_the_edit_and_not_the_photograph(
+    stocked, client, miniature, x4_checkpoint
+):
+    put(x4_checkpoint, stocked.base / "models/checkpoints" / x4_checkpoint.name)
+    nothing = {"steps": 1, "batch_size": 1, "learning_rate": 0.0}
+    changes = {
+        "ImagicOptimizeEmbedding": nothing,
+        "ImagicFinetuneModel": nothing,
+        "ImageScaleBy": {"scale_by": 0.25},
+        "PrimitiveStringMultiline": {"value": ours.SENTENCE},
+        "KSampler": {"steps": 8, "cfg": 1.0},
+    }
+    prompt = example(client, "imagic_cascade", miniature | changes)
+    _, upscaler = nodes_of(prompt, "CheckpointLoaderSimple")
+    prompt[upscaler]["inputs"]["ckpt_name"] = x4_checkpoint.name
+    photograph, edit = (tap(prompt, node) for node in nodes_of(prompt, "ImageScaleBy"))
+    result = client.run(prompt)
+    picture = Image.fromarray(drawn(client, prompt, result))
+    assert picture.size == (128, 128)
+    (before,), (small,) = (arrays(client, result, shown) for shown in (photograph, edit))
+    again = np.asarray(picture.reduce(4))
+    assert psnr(again, small) > 28 and psnr(again, before) < psnr(again, small) - 8
+    enlarged = Image.fromarray(small).resize(picture.size, Image.Resampling.BICUBIC)
+    assert sharpness(picture) > 1.2 * sharpness(enlarged)
+
+
+def sharpness(picture: Image.Image) -> float:
+    """How much a picture changes from pixel to pixel."""
+    return float(np.abs(np.diff(np.asarray(picture).astype(int), axis=1)).mean())

@@ -18,6 +18,7 @@ from typing import Any
 from machine.host_process import serve
 from miniature import clip, world
 from miniature.build import build
+from miniature.upscaler.checkpoint import build_x4
 from PIL import Image
 from talk.api import Prompt
 from talk.client import Client
@@ -28,6 +29,7 @@ from examples.companions import build_upscaler
 from examples.prompts import FOLDER, example, put
 from examples.sheet import contact_sheet, save_small
 from examples.workflows import ESRGAN, TITLES
+from examples.workflows_models import X4
 
 SOURCE = "a photo of a standing dog on the grass"
 TARGET = ours.SENTENCE
@@ -42,6 +44,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 CLIP = {"CLIPVisionLoader": "MiniatureClipVision", "CLIPLoader": "MiniatureClip"}
 SMALL_CLIP = Path(__file__).parent / "small_clip"
+# The sentence says little that the small picture does not show.
+X4_GUIDANCE = 1.0
 # In this order the server's cache spares all but the first the training; flux alone learns anew,
 # under its guidance.
 GUIDE = "../web/docs/eta"
@@ -156,15 +160,18 @@ def upscale(studio: Studio) -> Image.Image:
 
 
 def cascade(studio: Studio) -> Image.Image:
-    """The base model's edit: of the upscaler there is no miniature."""
-    prompt = studio.prompt("imagic_cascade", [TARGET], {})
-    for node in nodes_of(prompt, "SaveImage"):
-        del prompt[node]
-    base = nodes_of(prompt, "VAEDecode")[0]
-    prompt["base"] = {"class_type": "PreviewImage", "inputs": {"images": [base, 0]}}
-    (small,) = studio.run(prompt, "PreviewImage")
-    label = "edit, before the upscaler"
-    return contact_sheet([("input", studio.photograph), (label, small)], TARGET)
+    """With the upscaler of the miniature's world, which makes 128 px of 32 px."""
+    prompt = studio.prompt("imagic_cascade", [TARGET], {"ImageScaleBy": {"scale_by": 0.25}})
+    _, upscaler = nodes_of(prompt, "CheckpointLoaderSimple")
+    prompt[upscaler]["inputs"]["ckpt_name"] = X4["name"]
+    _, drawing = nodes_of(prompt, "KSampler")
+    prompt[drawing]["inputs"]["cfg"] = X4_GUIDANCE
+    _, small = nodes_of(prompt, "ImageScaleBy")
+    prompt["small"] = {"class_type": "PreviewImage", "inputs": {"images": [small, 0]}}
+    before, after = studio.run(prompt, "PreviewImage", "SaveImage")
+    seen = before.resize(after.size, Image.Resampling.NEAREST)
+    tiles = [("input", studio.photograph), ("edit, made small", seen), ("enlarged", after)]
+    return contact_sheet(tiles, TARGET)
 
 
 def text2live(studio: Studio) -> Image.Image:
@@ -214,7 +221,9 @@ def main(names: list[str]) -> None:
         checkpoint = build(Path(made) / CHECKPOINT)
         upscaler = build_upscaler(Path(made) / ESRGAN["name"])
         with (
-            serve(comfyui, [checkpoint], more_packs=[SMALL_CLIP]) as server,
+            serve(
+                comfyui, [checkpoint, build_x4(Path(made) / X4["name"])], more_packs=[SMALL_CLIP]
+            ) as server,
             Client(server.url) as client,
         ):
             put(upscaler, server.base / "models/upscale_models" / upscaler.name)

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from miniature import layout
-
 FOLDER = Path(__file__).resolve().parent / "asset"
 PART_BYTES = 14_000_000
 HALF_PRECISION_LIMIT = 36_000_000
@@ -45,13 +43,16 @@ def unpack(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def write(
-    shape: layout.Shape,
+    shape: object,
     unet: dict[str, np.ndarray],
     autoencoder: dict[str, np.ndarray],
     latent_std: float,
     folder: Path = FOLDER,
 ) -> None:
-    """Replace the asset by these weights. The checkpoint's hash is added by `build.seal`."""
+    """Replace the asset by these weights. The checkpoint's hash is added by `build.seal`.
+
+    `shape` is the dataclass of living channels.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("part_*.safetensors"):
         old.unlink()

@@ -8,6 +8,7 @@ Needs numpy and safetensors only. The result is checked against the hash in asse
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,36 +18,50 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from miniature import asset, captions, layout  # noqa: E402
 
+Tensors = dict[str, np.ndarray]
+# Of what asset.json says, the network's living tensors and the autoencoder's: the checkpoint.
+Maker = Callable[[dict, Tensors, Tensors], Tensors]
+
 
 def checkpoint(
     shape: layout.Shape,
-    unet: dict[str, np.ndarray],
-    autoencoder: dict[str, np.ndarray],
+    unet: Tensors,
+    autoencoder: Tensors,
     latent_std: float,
-) -> dict[str, np.ndarray]:
+) -> Tensors:
     """All tensors of the checkpoint, half precision but for the autoencoder's two scalars."""
-    parts = (
-        ("model.diffusion_model.", layout.sd_tensors(shape, unet)),
-        ("cond_stage_model.transformer.text_model.", captions.clip_tensors()),
-        ("first_stage_model.", layout.taesd_tensors(autoencoder, latent_std)),
+    return joined(
+        {
+            "model.diffusion_model.": layout.sd_tensors(shape, unet),
+            "cond_stage_model.transformer.text_model.": captions.clip_tensors(),
+            "first_stage_model.": layout.taesd_tensors(autoencoder, latent_std),
+        }
     )
+
+
+def joined(parts: dict[str, Tensors]) -> Tensors:
+    """One checkpoint of parts by their prefix, in half precision but for scalars."""
     return {
         prefix + name: np.ascontiguousarray(t if t.ndim == 0 else t.astype(np.float16))
-        for prefix, tensors in parts
+        for prefix, tensors in parts.items()
         for name, t in tensors.items()
     }
 
 
-def expand(out: Path, folder: Path = asset.FOLDER) -> dict:
+def of_asset(about: dict, unet: Tensors, autoencoder: Tensors) -> Tensors:
+    """The checkpoint that the miniature's asset expands to."""
+    return checkpoint(layout.Shape(**about["shape"]), unet, autoencoder, about["latent_std"])
+
+
+def expand(out: Path, folder: Path = asset.FOLDER, make: Maker = of_asset) -> dict:
     """Write the checkpoint without checking it; returns what asset.json says."""
     about, unet, autoencoder = asset.read(folder)
-    shape = layout.Shape(**about["shape"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(checkpoint(shape, unet, autoencoder, about["latent_std"]), out)
+    save_file(make(about, unet, autoencoder), out)
     return about
 
 
-def build(out: Path, folder: Path = asset.FOLDER) -> Path:
+def build(out: Path, folder: Path = asset.FOLDER, make: Maker = of_asset) -> Path:
     """Write the checkpoint to `out` and return it.
 
     A file that is already there with the right hash is kept. Raises ValueError, with both
@@ -56,7 +71,7 @@ def build(out: Path, folder: Path = asset.FOLDER) -> Path:
     if out.exists() and asset.digest(out) == wanted:
         return out
     partial = out.with_name(out.name + ".part")
-    expand(partial, folder)
+    expand(partial, folder, make)
     found = asset.digest(partial)
     if found != wanted:
         partial.unlink()
@@ -64,10 +79,10 @@ def build(out: Path, folder: Path = asset.FOLDER) -> Path:
     return partial.replace(out)
 
 
-def seal(folder: Path = asset.FOLDER) -> str:
+def seal(folder: Path = asset.FOLDER, make: Maker = of_asset) -> str:
     """Write the hash of what the asset now expands to into asset.json, and return it."""
     scratch = folder / "sealing.part"
-    about = expand(scratch, folder)
+    about = expand(scratch, folder, make)
     about["sha256"] = asset.digest(scratch)
     scratch.unlink()
     (folder / "asset.json").write_text(json.dumps(about, indent=1) + "\n")

@@ -1,10 +1,11 @@
 """Captions of the world, their CLIP tokens, and the frozen text encoder that reads them.
 
-The encoder has CLIP-L's shape. Only the words in use have an embedding, in `DIMENSIONS` of the
-768 channels; layer 0 is a uniform causal mean (queries and keys zero), the other layers are
-zero and hence the identity.
+The encoder has CLIP-L's shape, or OpenCLIP-H's. Only the words in use have an embedding, in
+`DIMENSIONS` of the channels; layer 0 is a uniform causal mean (queries and keys zero), the other
+layers are zero and hence the identity.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,18 @@ BOS, EOS, LENGTH, WIDTH = 49406, 49407, 77, 768
 DIMENSIONS = 128
 MEAN_GAIN = 2.0
 FINAL_GAIN = 0.4
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The shape of a text encoder, and the token that it has after the end."""
+
+    width: int
+    layers: int
+    pad: int
+
+
+CLIP_L, OPEN_CLIP = Encoder(WIDTH, 12, EOS), Encoder(1024, 24, 0)
 
 # CLIP's own token ids; every word in use is one token.
 WORDS = {
@@ -83,73 +96,74 @@ def caption(what: "Attributes", rng: np.random.Generator | None = None, place: b
     return str(rng.choice(OPENINGS)) + " ".join(p for p in parts if p)
 
 
-def tokens(text: str) -> list[int]:
-    """CLIP token ids [77]: start, words, then end tokens. KeyError on a word not in the world."""
-    ids = [BOS, *(WORDS[word] for word in text.split())]
-    return ids + [EOS] * (LENGTH - len(ids))
+def tokens(text: str, pad: int = EOS) -> list[int]:
+    """CLIP token ids [77]: start, words, end, then `pad`. KeyError on a word not in the world."""
+    ids = [BOS, *(WORDS[word] for word in text.split()), EOS]
+    return ids + [pad] * (LENGTH - len(ids))
 
 
-def embeddings(seed: int = 7) -> dict[int, np.ndarray]:
+def embeddings(encoder: Encoder = CLIP_L, seed: int = 7) -> dict[int, np.ndarray]:
     """Frozen embedding of each token in use: float32 [DIMENSIONS], exact in half precision."""
     rng = np.random.default_rng(seed)
     return {
         token: rng.standard_normal(DIMENSIONS).astype(np.float16).astype(np.float32)
-        for token in (BOS, EOS, *sorted(WORDS.values()))
+        for token in dict.fromkeys((BOS, EOS, *sorted(WORDS.values()), encoder.pad))
     }
 
 
-def _norm(x: np.ndarray) -> np.ndarray:
-    # LayerNorm over all 768 channels of which only the first DIMENSIONS are not zero.
-    mean = x.sum(-1, keepdims=True) / WIDTH
-    variance = (x * x).sum(-1, keepdims=True) / WIDTH - mean * mean
+def _norm(x: np.ndarray, width: int) -> np.ndarray:
+    # LayerNorm over all channels, of which only the first DIMENSIONS are not zero.
+    mean = x.sum(-1, keepdims=True) / width
+    variance = (x * x).sum(-1, keepdims=True) / width - mean * mean
     return (x - mean) / np.sqrt(variance + 1e-5)
 
 
 class TextStates:
     """The encoder's output without a network: what the host's CLIP computes from its weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: Encoder = CLIP_L) -> None:
         """Gather the table once."""
-        self.table = embeddings()
+        self.encoder, self.table = encoder, embeddings(encoder)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Last hidden states float32 [B, 77, DIMENSIONS]; the other channels are zero."""
-        x = np.stack([[self.table[t] for t in tokens(text)] for text in texts])
-        mean = np.cumsum(_norm(x), axis=1) / np.arange(1, LENGTH + 1)[None, :, None]
+        pad, width = self.encoder.pad, self.encoder.width
+        x = np.stack([[self.table[t] for t in tokens(text, pad)] for text in texts])
+        mean = np.cumsum(_norm(x, width), axis=1) / np.arange(1, LENGTH + 1)[None, :, None]
         # half precision gains are exact, so the host's fp16 file computes the same
-        return (FINAL_GAIN_HALF * _norm(x + MEAN_GAIN * mean)).astype(np.float32)
+        return (FINAL_GAIN_HALF * _norm(x + MEAN_GAIN * mean, width)).astype(np.float32)
 
 
 FINAL_GAIN_HALF = float(np.float16(FINAL_GAIN))
 
 
-def clip_tensors() -> dict[str, np.ndarray]:
+def clip_tensors(encoder: Encoder = CLIP_L) -> dict[str, np.ndarray]:
     """All tensors of `text_model.` in half precision."""
     out: dict[str, np.ndarray] = {}
-    half = np.float16
-    table = np.zeros((EOS + 1, WIDTH), half)
-    for token, vector in embeddings().items():
+    half, width = np.float16, encoder.width
+    table = np.zeros((EOS + 1, width), half)
+    for token, vector in embeddings(encoder).items():
         table[token, :DIMENSIONS] = vector
     out["embeddings.token_embedding.weight"] = table
-    out["embeddings.position_embedding.weight"] = np.zeros((LENGTH, WIDTH), half)
-    used = np.zeros(WIDTH, half)
+    out["embeddings.position_embedding.weight"] = np.zeros((LENGTH, width), half)
+    used = np.zeros(width, half)
     used[:DIMENSIONS] = 1
-    for n in range(12):
+    for n in range(encoder.layers):
         at = f"encoder.layers.{n}."
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            weight = np.zeros((WIDTH, WIDTH), half)
+            weight = np.zeros((width, width), half)
             if n == 0 and name in ("v_proj", "out_proj"):
                 gain = 1.0 if name == "v_proj" else MEAN_GAIN
                 weight[np.arange(DIMENSIONS), np.arange(DIMENSIONS)] = gain
             out[f"{at}self_attn.{name}.weight"] = weight
-            out[f"{at}self_attn.{name}.bias"] = np.zeros(WIDTH, half)
+            out[f"{at}self_attn.{name}.bias"] = np.zeros(width, half)
         for name in ("layer_norm1", "layer_norm2"):
             out[f"{at}{name}.weight"] = used.copy()
-            out[f"{at}{name}.bias"] = np.zeros(WIDTH, half)
-        out[f"{at}mlp.fc1.weight"] = np.zeros((4 * WIDTH, WIDTH), half)
-        out[f"{at}mlp.fc1.bias"] = np.zeros(4 * WIDTH, half)
-        out[f"{at}mlp.fc2.weight"] = np.zeros((WIDTH, 4 * WIDTH), half)
-        out[f"{at}mlp.fc2.bias"] = np.zeros(WIDTH, half)
+            out[f"{at}{name}.bias"] = np.zeros(width, half)
+        out[f"{at}mlp.fc1.weight"] = np.zeros((4 * width, width), half)
+        out[f"{at}mlp.fc1.bias"] = np.zeros(4 * width, half)
+        out[f"{at}mlp.fc2.weight"] = np.zeros((width, 4 * width), half)
+        out[f"{at}mlp.fc2.bias"] = np.zeros(width, half)
     out["final_layer_norm.weight"] = used * half(FINAL_GAIN)
-    out["final_layer_norm.bias"] = np.zeros(WIDTH, half)
+    out["final_layer_norm.bias"] = np.zeros(width, half)
     return out

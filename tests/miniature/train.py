@@ -370,10 +370,10 @@ def latents(run: Run, split: str) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([np.load(p) for p in files])).float()
 
 
-def alphas() -> torch.Tensor:
-    """SD1.x's cumulative signal fractions: 1000 steps, square-root-linear betas .00085 to .012."""
+def alphas(first: float = 0.00085, last: float = 0.012) -> torch.Tensor:
+    """Cumulative signal fractions of 1000 steps, betas square-root-linear; by default SD1.x's."""
     return (
-        (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2)
+        (1 - torch.linspace(first**0.5, last**0.5, 1000, dtype=torch.float64) ** 2)
         .cumprod(0)
         .float()
     )
