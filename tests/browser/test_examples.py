@@ -66,11 +66,14 @@ def test_dropped_example_is_complete(editor: Editor, name: str) -> None:
         })"""
     )
     assert state["unknown"] == []
+    text = file_of(name).read_text("utf-8")
     named = {node["title"] for node in WORKFLOWS[name]().nodes if node["title"]}
     assert set(state["titles"]) == named
-    assert named >= {"Your photograph", "Your sentence", "What to keep out"}
+    assert "Your photograph" in named
+    if any(node["type"] == "CLIPTextEncode" for node in json.loads(text)["nodes"]):
+        assert named >= {"Your sentence", "What to keep out"}
     assert [link for link, whole in state["links"] if not whole] == []
-    written = json.loads(file_of(name).read_text("utf-8"))
+    written = json.loads(text)
     assert len(state["links"]) == len(written["links"]) > 0
 
 

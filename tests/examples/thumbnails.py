@@ -210,6 +210,7 @@ PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     "baseline_sdedit": lambda s: s.beside("baseline_sdedit", "SDEdit, denoise 0.6"),
     "baseline_ddib": lambda s: s.beside("baseline_ddib", "DDIB", texts=(SOURCE, TARGET)),
     "baseline_text2live": text2live,
+    "../web/docs/ImagicText2Live": text2live,
 }
 """By name, in the order that makes use of the server's cache."""
 
