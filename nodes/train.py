@@ -223,8 +223,9 @@ def shelf_of(wires: Wires, run: Run) -> Shelf | None:
     """Where what is learned of this is kept; None where it is not, or could not be found again."""
     if not run.keep:
         return None
-    # Not how the memory is saved: that leaves the result as it is.
-    inputs = (wires.sentence, wires.photographs, run.settings, run.training_dtype, run.what)
+    # Not how the memory is saved, nor what the sentence was: both leave the result as it is.
+    sentence = replace(wires.sentence, origin=None)
+    inputs = (sentence, wires.photographs, run.settings, run.training_dtype, run.what)
     try:
         return Shelf(comfy_host.fingerprint(wires.model, sources(), *inputs))
     except comfy_host.UntellableError as error:

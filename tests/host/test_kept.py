@@ -98,6 +98,19 @@ def test_what_was_learned_is_given_back_without_a_step(nodes, model, shelf, step
         assert losses[0] == losses[1] != nodes.sampled_loss(model, text, given.latent(), 1)
 
 
+def test_what_the_sentence_was_before_stage_a_is_no_other_input(nodes, model, shelf, steps):
+    """An edit that is loaded does not say it in its sentence."""
+    image = given.latent()
+    optimized, _ = nodes.optimize(model, given.conditioning(), image, 1, 1e-2, 0, batch_size=1)
+    (entry,) = optimized
+    bare = [[entry[0], {k: v for k, v in entry[1].items() if k != "imagic_origin"}]]
+    assert bare[0][1].keys() != entry[1].keys()
+    steps.clear()
+    for text in (optimized, bare):
+        nodes.finetune(model, text, image, "lora", 2, 1e-4, 3, batch_size=1, keep=True)
+    assert steps == [1, 2]
+
+
 def test_switched_off_it_trains_and_keeps_nothing(nodes, model, shelf, steps):
     run(nodes, model, "A", keep=False)
     assert not shelf.exists()
