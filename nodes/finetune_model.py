@@ -133,11 +133,11 @@ class ImagicFinetuneModel(io.ComfyNode):
         run = Run(replace(settings, seed=seed), training_dtype, save_memory, keep, (*what, lora))
 
         def stage(s: Session) -> Callable[[], Learned]:
-            as_loaded = _apart(s)
+            as_loaded = _apart(s) if lora is None else 0.0
             losses = finetune_model(
                 s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step, s.keeper
             )
-            if as_loaded and lora is None:
+            if as_loaded:
                 _tell(_apart(s) / as_loaded)
             return lambda: Learned(comfy_host.changes_to_lora(s.changes), losses)
 

@@ -74,18 +74,21 @@ def training_inputs(default: Settings, what: str, moved: str) -> list[io.Input]:
             tooltip=f"How far a step moves each {moved}, as a share of its own size: 0.01 is a "
             "hundredth. It falls evenly to 0 at the last step. 0 changes nothing.",
         ),
-        *advanced(
-            io.Int.Input(
-                "seed",
-                default=0,
-                min=0,
-                max=2**64 - 1,
-                # Not randomised after each run: another seed would train again for another eta.
-                control_after_generate=False,
-                tooltip="Seed of the noise and the timesteps. Same seed and inputs, same result.",
-            )
-        ),
+        *advanced(seed_input("the noise and the timesteps")),
     ]
+
+
+def seed_input(of: str) -> io.Input:
+    """Input seed of a training."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=2**64 - 1,
+        # Not randomised after each run: another seed would train again for another eta.
+        control_after_generate=False,
+        tooltip=f"Seed of {of}. Same seed and inputs, same result.",
+    )
 
 
 def keep_input() -> io.Input:

@@ -38,29 +38,21 @@ class ImagicText2Live(io.ComfyNode):
                 io.Image.Input("image", tooltip="Your photograph. From Load Image."),
                 io.ClipVision.Input("clip_vision", tooltip="From Load CLIP Vision."),
                 io.Clip.Input("clip", tooltip="The text encoder of the same CLIP, from Load CLIP."),
-                io.String.Input(
+                _sentence(
                     "text",
-                    multiline=True,
-                    default="",
-                    tooltip="Your sentence: what the picture shall show.",
+                    "Your sentence: what the picture shall show.",
                 ),
-                io.String.Input(
+                _sentence(
                     "source_text",
-                    multiline=True,
-                    default="",
-                    tooltip="What the photograph shows, in the same words but for what changes.",
+                    "What the photograph shows, in the same words but for what changes.",
                 ),
-                io.String.Input(
+                _sentence(
                     "layer_text",
-                    multiline=True,
-                    default="",
-                    tooltip="What is painted, by itself: such as a red dog.",
+                    "What is painted, by itself: such as a red dog.",
                 ),
-                io.String.Input(
+                _sentence(
                     "region_text",
-                    multiline=True,
-                    default="",
-                    tooltip="What of the photograph is painted over, such as a dog: training "
+                    "What of the photograph is painted over, such as a dog: training "
                     "begins where CLIP sees it. Empty: it finds the place by itself, and tints "
                     "more of the rest.",
                 ),
@@ -89,15 +81,7 @@ class ImagicText2Live(io.ComfyNode):
                         tooltip="How many crops of the result CLIP looks at in each step. More is "
                         "steadier, slower, and takes no more memory.",
                     ),
-                    io.Int.Input(
-                        "seed",
-                        default=0,
-                        min=0,
-                        max=2**64 - 1,
-                        control_after_generate=False,
-                        tooltip="Seed of the network and the crops. Same seed and inputs, same "
-                        "result.",
-                    ),
+                    schema.seed_input("the network and the crops"),
                 ),
             ],
             outputs=[
@@ -142,6 +126,10 @@ class ImagicText2Live(io.ComfyNode):
             ) from None
         colour, opacity = (t.movedim(1, -1).cpu() for t in layer)
         return io.NodeOutput(whole.movedim(1, -1).cpu(), colour, opacity[..., 0], {"loss": losses})
+
+
+def _sentence(name: str, tooltip: str) -> io.Input:
+    return io.String.Input(name, multiline=True, default="", tooltip=tooltip)
 
 
 def _check(image: Tensor, texts: dict[str, str]) -> None:

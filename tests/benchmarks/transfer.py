@@ -189,11 +189,11 @@ def cells(known: list[dict], work: Path, count: int) -> Iterator[dict]:
     host, judge = counterfactual.Host(command.comfyui()), edits.Judge()
     done = {(c["network"], c["way"], c["edit"], c["rate"]) for c in known}
     learned: dict[tuple[str, str], Any] = {}
+    folders = {name: network(work, name) for name in WIDTHS}
+    for name, folder in folders.items():
+        build.expand(work / f"{name}.safetensors", folder)
     for way, name in itertools.product(WAYS, WIDTHS):
-        folder = network(work, name)
-        checkpoint = work / f"{name}.safetensors"
-        build.expand(checkpoint, folder)
-        living.install(host.model, checkpoint, folder)
+        living.install(host.model, work / f"{name}.safetensors", folders[name])
         default = host.pack.core.finetune.METHODS[way.method].learning_rate
         rates = [factor * (default if way.relative else ADAM) for factor in FACTORS]
         for edit in edits.edits(2 * count, "tuning")[::2]:

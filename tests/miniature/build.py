@@ -89,12 +89,12 @@ def seal(folder: Path = asset.FOLDER, make: Maker = of_asset) -> str:
     return about["sha256"]
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def command_line(about: str | None, make: Callable[[Path], Path]) -> None:
+    """Command line of what writes a checkpoint; ``about`` is its docstring."""
+    parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    print(build(parser.parse_args().out))
+    print(make(parser.parse_args().out))
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, build)

@@ -7,7 +7,6 @@ is written and only the first is read. The trained layers are the last; those be
 they get.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from miniature import asset, captions  # noqa: E402
+from miniature.build import command_line  # noqa: E402
 from miniature.clip import (  # noqa: E402
     FEED,
     HEADS,
@@ -160,12 +160,5 @@ def in_host(own: Tensors | None = None) -> tuple[Any, Any]:
         return vision, comfy.sd.load_text_encoder_state_dicts([text], clip_type=kind)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    print(build(parser.parse_args().out))
-
-
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, build)

@@ -8,7 +8,6 @@ alone. The result is checked against the hash in asset/asset.json.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -45,12 +44,5 @@ def seal(folder: Path = FOLDER) -> str:
     return build.seal(folder, of_asset)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    print(build_x4(parser.parse_args().out))
-
-
 if __name__ == "__main__":
-    main()
+    build.command_line(__doc__, build_x4)
