@@ -137,9 +137,8 @@ class ImagicFinetuneModel(io.ComfyNode):
             losses = finetune_model(
                 s.denoiser, s.photographs, s.embedding, s.changes, s.settings, s.on_step, s.keeper
             )
-            if as_loaded:
-                _tell(_apart(s) / as_loaded)
-            return lambda: Learned(comfy_host.changes_to_lora(s.changes), losses)
+            left = _apart(s) / as_loaded if as_loaded else None
+            return lambda: Learned(comfy_host.changes_to_lora(s.changes), losses, left)
 
         learned = train(
             read_wires(model, "optimized", optimized, image, train_at),
@@ -147,6 +146,8 @@ class ImagicFinetuneModel(io.ComfyNode):
             stage,
             lambda: comfy_host.new_changes(model, method, rank, seed, lora),
         )
+        if learned.left is not None:
+            _tell(learned.left)
         found = dict(learned.tensors)
         return io.NodeOutput(comfy_host.apply_lora(model, found), found, {"loss": learned.losses})
 

@@ -43,10 +43,12 @@ class Learned:
     Attributes:
         tensors: name -> tensor on the CPU.
         losses: of each step.
+        left: what is left of the sentence, as a share (``imagic_core/left.py``); None if not known.
     """
 
     tensors: Mapping[str, Tensor]
     losses: list[float]
+    left: float | None = None
 
 
 class NotKeptError(Exception):
@@ -69,11 +71,14 @@ class Shelf:
     def result(self) -> Learned | None:
         """What was learned, if the training was ever done."""
         found = read(self.learned)
-        return None if found is None else Learned(found.tensors, list(found.about["losses"]))
+        if found is None:
+            return None
+        return Learned(found.tensors, list(found.about["losses"]), found.about["left"])
 
     def put(self, learned: Learned) -> None:
         """Keep the result; the training itself is no longer needed. Warns where it cannot."""
-        if kept(self.learned, Checkpoint(learned.tensors, {"losses": learned.losses})):
+        about = {"losses": learned.losses, "left": learned.left}
+        if kept(self.learned, Checkpoint(learned.tensors, about)):
             with suppress(OSError):
                 self.steps.unlink(missing_ok=True)
 

@@ -71,6 +71,15 @@ def test_what_is_learned_does_not_hang_on_it(nodes, model, learned, said):
     assert len(said) == 1, "nothing is known of the target of the other"
 
 
+def test_a_training_that_was_done_before_says_it_again(nodes, model, learned, said):
+    _, image, optimized = learned
+    losses = [
+        finetune(nodes, model, optimized, image, 0.1, steps=3, keep=True)[2] for _ in range(2)
+    ]
+    assert losses[0] == losses[1]
+    assert said[0] == said[-1] and share(said[0]) and len(said) == 2
+
+
 @pytest.mark.parametrize(
     "spoilt", [None, 3, {}, {"tokens": torch.zeros(1, 5, 768), "pooled": torch.zeros(1, 768)}]
 )
