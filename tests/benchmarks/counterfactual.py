@@ -162,24 +162,24 @@ Drawn = dict[int, Grid]
 """For each seed, the pictures of all settings."""
 
 
-def learn(host: Host, edit: Any, paper: bool = False) -> tuple[Any, Any]:
-    """Stages A and B by the nodes' defaults, or by the paper's recipe but for B's rate.
+def learn(host: Host, edit: Any, recipe: str = "as set") -> tuple[Any, Any]:
+    """Stages A and B by a recipe of the nodes; the paper's, but for B's rate.
 
     Returns e_opt and the model. The last ones are kept, for methods that only draw in another way.
     """
-    key, pack = (edit.name, paper), host.pack
+    key, pack, given = (edit.name, recipe), host.pack, {"recipe": recipe}
     if host.learned[:1] == (key,):
         return host.learned[1:]
     image, target = host.encode(edit.source), host.say(edit.target_text)
-    inputs = pack.defaults("ImagicOptimizeEmbedding") | ({"recipe": "paper"} if paper else {})
+    inputs = pack.defaults("ImagicOptimizeEmbedding") | given
     optimized, _ = pack.optimize(host.model, target, image, **inputs)
     wires = host.model, optimized, image
-    if paper:
-        recipe = pack.core.finetune
-        settings = dataclasses.replace(recipe.PAPER, learning_rate=PAPER_RATE)
-        model, _ = pack.finetune_by(settings, recipe.PAPER_METHOD, wires)
+    if recipe == "paper":
+        stage = pack.core.finetune
+        settings = dataclasses.replace(stage.PAPER, learning_rate=PAPER_RATE)
+        model, _ = pack.finetune_by(settings, stage.PAPER_METHOD, wires)
     else:
-        model, *_ = pack.finetune(*wires, **pack.defaults("ImagicFinetuneModel"))
+        model, *_ = pack.finetune(*wires, **pack.defaults("ImagicFinetuneModel") | given)
     host.learned = key, optimized, model
     return optimized, model
 
@@ -190,9 +190,9 @@ def mixes(host: Host, edit: Any, optimized: Any) -> dict[float, Any]:
     return {eta: host.pack.interpolate(target, optimized, eta)[0] for eta in ETAS}
 
 
-def imagic_seeded(host: Host, edit: Any, paper: bool = False) -> Drawn:
+def imagic_seeded(host: Host, edit: Any, recipe: str = "as set") -> Drawn:
     """All stages, and KSampler from the seed's noise."""
-    optimized, model = learn(host, edit, paper)
+    optimized, model = learn(host, edit, recipe)
     image, mixed = host.encode(edit.source), mixes(host, edit, optimized)
     return {
         seed: {eta: host.sample(model, e, image, *IMAGIC, seed) for eta, e in mixed.items()}
@@ -267,7 +267,8 @@ METHODS = {
     "ceiling": Method(lambda host, edit: seedless({0.0: host.decode(host.encode(edit.truth))})),
     "imagic": Method(imagic_seeded, DEFAULT_ETA, take=1),
     "imagic, inverted": Method(imagic_inverted, DEFAULT_ETA, take=1),
-    "imagic, paper": Method(partial(imagic_seeded, paper=True), DEFAULT_ETA, take=1),
+    "imagic, fast": Method(partial(imagic_seeded, recipe="fast"), DEFAULT_ETA, take=1),
+    "imagic, paper": Method(partial(imagic_seeded, recipe="paper"), DEFAULT_ETA, take=1),
     "sdedit": Method(sdedit, DEFAULT_STRENGTH),
     "ddib": Method(ddib),
     "text2live": Method(text2live),

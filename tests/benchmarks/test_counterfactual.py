@@ -156,7 +156,7 @@ class Learning:
 
     def finetune(self, model, optimized, image, **inputs):
         self.calls += 1
-        return f"{optimized} B", None, None
+        return f"{optimized} B by {inputs['recipe']}", None, None
 
     def finetune_by(self, settings, method, wires):
         self.calls += 1
@@ -167,16 +167,17 @@ def test_what_was_learned_serves_again_but_no_other_edit_and_no_other_recipe():
     pack = Learning()
     host = SimpleNamespace(learned=(), model=None, pack=pack, say=str, encode=str)
     one, two = (SimpleNamespace(name=n, source=n, target_text="") for n in ("one", "two"))
-    asked = [(one, False), (one, False), (one, True), (two, True)]
-    found = [counterfactual.learn(host, edit, paper) for edit, paper in asked]
-    assert [e for e, _ in found] == ["one as set", "one as set", "one paper", "two paper"]
+    asked = [(one, "as set"), (one, "as set"), (one, "fast"), (one, "paper"), (two, "paper")]
+    found = [counterfactual.learn(host, edit, recipe) for edit, recipe in asked]
+    assert [e for e, _ in found] == [f"{edit.name} {recipe}" for edit, recipe in asked]
     assert [model for _, model in found] == [
-        "one as set B",
-        "one as set B",
+        "one as set B by as set",
+        "one as set B by as set",
+        "one fast B by fast",
         "one paper B at 4e-06 full",
         "two paper B at 4e-06 full",
     ]
-    assert pack.calls == 2 * 3, "two stages, each of three different ones once"
+    assert pack.calls == 2 * 4, "two stages, each of four different ones once"
 
 
 def world_of_noise(seed, count):
