@@ -37,7 +37,15 @@ from miniature.upscaler.checkpoint import build_x4
 from PIL import Image
 
 from benchmarks import command, living
-from benchmarks.counterfactual import DEFAULT_ETA, IMAGIC, Host, learn, mixes
+from benchmarks.counterfactual import (
+    DEFAULT_ETA,
+    IMAGIC,
+    Host,
+    image_of,
+    learn,
+    mixes,
+    picture_of,
+)
 
 SEEDS = (11, 12)
 # The example's noise on the small picture, and no guidance: a sentence says little that the small
@@ -80,15 +88,13 @@ class Upscaler:
     def beside(self, picture: np.ndarray, text: str) -> tuple[Any, Any, dict]:
         """Conditionings of a small picture and a sentence, and the empty latent."""
         call = self.host.pack.call
-        pixels = torch.from_numpy(picture.astype(np.float32) / 255)[None]
         texts = [call("CLIPTextEncode", self.clip, said)[0] for said in (text, "")]
-        return call("SD_4XUpscale_Conditioning", pixels, *texts, 4.0, NOISE)
+        return call("SD_4XUpscale_Conditioning", image_of(picture), *texts, 4.0, NOISE)
 
     def fine_tuned(self, photograph: np.ndarray, text: str, **inputs: Any) -> Upscaler:
         """Stage B on the photograph beside its own small picture, under the sentence."""
         pack = self.host.pack
-        pixels = torch.from_numpy(photograph.astype(np.float32) / 255)[None]
-        (latent,) = pack.call("VAEEncode", self.vae, pixels)
+        (latent,) = pack.call("VAEEncode", self.vae, image_of(photograph))
         positive, _, _ = self.beside(small(photograph), text)
         inputs = pack.defaults("ImagicFinetuneModel") | inputs
         model, *_ = pack.finetune(self.model, positive, latent, **inputs)
@@ -100,8 +106,7 @@ class Upscaler:
         positive, negative, latent = self.beside(picture, text)
         settings = (seed, STEPS, GUIDANCE, "euler", "normal")
         (drawn,) = call("KSampler", self.model, *settings, positive, negative, latent, 1.0)
-        (pixels,) = call("VAEDecode", self.vae, drawn)
-        return (pixels[0].clamp(0, 1) * 255).round().byte().numpy()
+        return picture_of(*call("VAEDecode", self.vae, drawn))
 
 
 def score(result: np.ndarray, edit: KnownEdit) -> dict[str, float]:

@@ -54,6 +54,16 @@ TEXT2LIVE = {"steps": 100, "views": 2, "seed": SEEDS[0]}
 PAPER_RATE = 8 * 5e-7
 
 
+def image_of(picture: np.ndarray) -> torch.Tensor:
+    """A uint8 picture [H, W, 3] as the host's IMAGE."""
+    return torch.from_numpy(picture.astype(np.float32) / 255)[None]
+
+
+def picture_of(image: torch.Tensor) -> np.ndarray:
+    """The first picture of an IMAGE, uint8 [H, W, 3]."""
+    return (image[0].clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
 class Host:
     """A real ComfyUI in this process with the pack and a checkpoint."""
 
@@ -87,13 +97,11 @@ class Host:
 
     def encode(self, picture: np.ndarray) -> dict:
         """LATENT of a uint8 picture."""
-        pixels = torch.from_numpy(picture.astype(np.float32) / 255)[None]
-        return self.pack.call("VAEEncode", self.vae, pixels)[0]
+        return self.pack.call("VAEEncode", self.vae, image_of(picture))[0]
 
     def decode(self, latent: dict) -> np.ndarray:
         """The uint8 picture of a LATENT."""
-        pixels = self.pack.call("VAEDecode", self.vae, latent)[0][0]
-        return (pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()
+        return picture_of(self.pack.call("VAEDecode", self.vae, latent)[0])
 
     def sample(
         self,
@@ -246,12 +254,11 @@ def text2live(host: Host, edit: Any) -> Drawn:
     """A layer painted over the picture."""
     wanted = {edit.kind: getattr(edit.wanted, edit.kind)}
     layer = clip.sentence(clip.NOTHING._replace(**wanted))
-    pixels = torch.from_numpy(edit.source.astype(np.float32) / 255)[None]
-    image = host.pack.call(
-        "ImagicText2Live", pixels, *host.eyes, edit.target_text, edit.source_text, layer,
-        **TEXT2LIVE,
-    )[0]  # fmt: skip
-    return seedless({0.0: (image[0] * 255).round().byte().numpy()})
+    said = edit.target_text, edit.source_text, layer
+    image, *_ = host.pack.call(
+        "ImagicText2Live", image_of(edit.source), *host.eyes, *said, **TEXT2LIVE
+    )
+    return seedless({0.0: picture_of(image)})
 
 
 class Method(NamedTuple):
@@ -275,6 +282,18 @@ METHODS = {
 }
 
 
+NAMES = {
+    "imagic": "Imagic",
+    "imagic, inverted": "Imagic from the photograph's own noise (*06 Keep what is around*)",
+    "imagic, fast": "Imagic by recipe `fast`",
+    "imagic, paper": "Imagic by the paper's recipe",
+    "sdedit": "SDEdit",
+    "ddib": "DDIB, which is told what the photograph shows",
+    "nothing done": "the photograph, nothing done",
+    "ceiling": "the truth, through the autoencoder",
+}
+
+
 def choose(method: Method, reached: dict[float, bool]) -> float:
     """The one rule, from which settings of the grid reach the edit."""
     good = [setting for setting in sorted(reached) if reached[setting]]
@@ -285,7 +304,8 @@ def best(results: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """Of each edit's seeds the one that a user would take, who does not know the truth."""
 
     def take(seeds: list[dict]) -> dict:
-        return max(seeds, key=lambda e: (e["reached"], e["likeness"]))
+        taken = max(seeds, key=lambda e: (e["reached"], e["likeness"]))
+        return {**taken, "seed": None}
 
     return {
         name: [take(list(seeds)) for _, seeds in itertools.groupby(each, lambda e: e["edit"])]
@@ -306,16 +326,38 @@ def table(results: dict[str, list[dict]]) -> dict[str, dict]:
         }
         for rival in ("sdedit", "ddib"):
             if rival in results and rival != name:
-                row[f"nearer_than_{rival}"] = float(
-                    np.mean(
-                        [a["psnr"] > b["psnr"] for a, b in zip(each, results[rival], strict=True)]
-                    )
-                )
+                # Of the edits that both have: what is dear was perhaps asked of fewer.
+                theirs = {(e["edit"], e["seed"]): e["psnr"] for e in results[rival]}
+                both = [(e["psnr"], theirs.get((e["edit"], e["seed"]))) for e in each]
+                nearer = [own > other for own, other in both if other is not None]
+                row[f"nearer_than_{rival}"] = float(np.mean(nearer))
         if name.startswith("imagic"):
             for figure in ("reconstruction", "autoencoder"):
                 row[f"{figure}_psnr"] = float(np.mean([e[figure] for e in each]))
         rows[name] = row
     return rows
+
+
+def for_readme(rows: dict[str, dict]) -> str:
+    """The README's table, of the methods that were run."""
+    lines = [
+        "| | edit reached | and all else judged kept | PSNR to the truth | nearer to it than SDEdit"
+        " | than DDIB | PSNR at eta 0 |",
+        "|" + " --- |" * 7,
+    ]
+    for name, label in NAMES.items():
+        if name in rows:
+            row = rows[name]
+            share = [row["success"], row["kept"]]
+            beside = [row.get(f"nearer_than_{rival}") for rival in ("sdedit", "ddib")]
+            percent = ["" if s is None else f"{100 * s:.0f} %" for s in (*share, *beside)]
+            decibel = [
+                f"{row[figure]:.1f} dB" if figure in row else ""
+                for figure in ("psnr_to_truth", "reconstruction_psnr")
+            ]
+            cells = [label, *percent[:2], decibel[0], *percent[2:], decibel[1]]
+            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
 
 
 def show(results: dict[str, list[dict]]) -> None:
@@ -413,6 +455,7 @@ def main() -> None:
     parser.add_argument(
         "--merge", type=Path, nargs="*", help="instead: put the JSON of parts together"
     )
+    parser.add_argument("--readme", action="store_true", help="write the table into the README")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument(
         "--living",
@@ -426,6 +469,8 @@ def main() -> None:
         merged, network = merge(arguments.merge)
         write(arguments.json, merged, network)
         show(merged)
+        if arguments.readme:
+            command.into_readme("counterfactual", for_readme(table(merged)))
         return
     if arguments.living and arguments.checkpoint:
         parser.error("--living knows the miniature's own checkpoint only")
@@ -449,6 +494,8 @@ def main() -> None:
         if arguments.sheet:
             Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
     show(results)
+    if arguments.readme:
+        command.into_readme("counterfactual", for_readme(table(results)))
     print(f"each edit's figures: {arguments.json.absolute()}")
 
 

@@ -43,6 +43,8 @@ def test_table_compares_edit_by_edit_and_kept_needs_reached():
     def found(*psnrs, reached=True):
         return [
             {
+                "edit": f"{number:03d}",
+                "seed": 5,
                 "reached": reached,
                 "kept": True,
                 "seen": True,
@@ -51,7 +53,7 @@ def test_table_compares_edit_by_edit_and_kept_needs_reached():
                 "reconstruction": 20.0,
                 "autoencoder": 21.0,
             }
-            for p in psnrs
+            for number, p in enumerate(psnrs)
         ]
 
     rows = counterfactual.table(
@@ -59,12 +61,21 @@ def test_table_compares_edit_by_edit_and_kept_needs_reached():
             "imagic": found(20, 10, 16, 16),
             "sdedit": found(15, 15, 15, 17),
             "nothing done": found(1, 2, 3, 4, reached=False),
+            "imagic, paper": found(16, 10),
         }
     )
+    assert rows["imagic, paper"]["nearer_than_sdedit"] == 0.5, "of the edits that it has"
     assert rows["imagic"]["nearer_than_sdedit"] == 0.5
     assert rows["imagic"]["psnr_to_truth"] == 15.5
     assert rows["nothing done"]["success"] == rows["nothing done"]["kept"] == 0
     assert "nearer_than_sdedit" not in rows["sdedit"]
+    lines = counterfactual.for_readme(rows).splitlines()
+    assert lines[2] == "| Imagic | 100 % | 100 % | 15.5 dB | 50 % | | 20.0 dB |"
+    assert [line.split(" | ")[0][2:] for line in lines[3:]] == [
+        "Imagic by the paper's recipe",
+        "SDEdit",
+        "the photograph, nothing done",
+    ]
 
 
 def test_edits_are_of_held_out_dogs_and_change_one_attribute():
