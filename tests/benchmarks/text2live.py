@@ -1,13 +1,11 @@
-"""What Text2LIVE can change: colour, place, accessory and pose, with a known truth.
+"""What Text2LIVE can change: colour, texture, place, accessory and pose, with a known truth.
 
     python tests/benchmarks/text2live.py [--json OUT.json] [--sheet OUT.png] [--dogs N] [--others N]
                      [--steps N] [--views N]
 
 The node of the pack in the real host, with the miniature's CLIP, on dogs that neither CLIP nor the
-judge has ever seen: another colour for each, the other kinds of edit for some. The judge is the
-shipped reader, which has no part in the painting. A texture of its own there is not: the dogs'
-spots are too small for this CLIP (tests/miniature/run/README.md), so that of a place is the only
-one.
+judge has ever seen: another colour and stripes for each, the other kinds of edit for some. The
+judge is the shipped reader, which has no part in the painting; of stripes, the coat's own columns.
 """
 
 import json
@@ -36,15 +34,21 @@ from miniature.clip import Said
 from PIL import Image
 
 from benchmarks import command
+from benchmarks.counterfactual import image_of, picture_of
 
 NAMES = {
     "colour": "another colour",
+    "striped": "stripes",
     "pose": "another pose",
     "place": "another place",
     "accessory": "a hat or a scarf",
 }
 # As far from a colour's hue as the next one's begins.
 HUE_TOLERANCE = 0.5 / len(clip.COLOURS)
+
+
+# The share of the true stripes' contrast at which a coat is called striped.
+STRIPED = 0.4
 
 
 class Edit(NamedTuple):
@@ -57,7 +61,7 @@ class Edit(NamedTuple):
     said: dict[str, str]
     source: np.ndarray
     truth: np.ndarray
-    reached: Callable[[reader.Reading], bool]
+    reached: Callable[[reader.Reading, np.ndarray], bool]
 
 
 def edits(index: int) -> list[Edit]:
@@ -78,12 +82,17 @@ def edits(index: int) -> list[Edit]:
         "accessory": now._replace(accessory=another(world.ACCESSORIES, "none")),
     }
     before, source = Said(*now, None, None), world.render(who, now)
+    striped = world.render(dataclasses.replace(who, marking=world.STRIPES), now)
+    coat = (source == world.coat_colour(who, now.place)).all(-1)
+
+    def has_stripes(_: reader.Reading, picture: np.ndarray) -> bool:
+        return alternation(picture, coat) >= STRIPED * alternation(striped, coat)
 
     def edit(
         kind: str,
         after: Said,
         truth: np.ndarray,
-        reached: Callable[[reader.Reading], bool],
+        reached: Callable[[reader.Reading, np.ndarray], bool],
         now: Said = before,
     ) -> Edit:
         # Of the layer and of what it covers: what changes, and nothing else.
@@ -95,9 +104,10 @@ def edits(index: int) -> list[Edit]:
         edit(
             "colour", before._replace(colour=clip.COLOURS[other]),
             world.render(dataclasses.replace(who, hue=hue), now),
-            lambda found: metrics.hue_distance(found.hue, hue) <= HUE_TOLERANCE,
+            lambda found, _: metrics.hue_distance(found.hue, hue) <= HUE_TOLERANCE,
             before._replace(colour=colour),
         ),
+        edit("striped", before._replace(striped=True), striped, has_stripes),
     ]  # fmt: skip
     for kind, wanted in then.items():
         value = getattr(wanted, kind)
@@ -110,9 +120,19 @@ def edits(index: int) -> list[Edit]:
     return made
 
 
-def has(kind: str, value: str, found: reader.Reading) -> bool:
+def has(kind: str, value: str, found: reader.Reading, _: np.ndarray) -> bool:
     """Whether an attribute was read."""
     return getattr(found, kind) == value
+
+
+def alternation(picture: np.ndarray, coat: np.ndarray) -> float:
+    """How much the brightness of a coat's columns differs a stripe further on, 0..255.
+
+    ``coat`` [H, W] says which pixels it is of; what differs within a column is averaged out.
+    """
+    grey, count = picture.mean(-1), coat.sum(0)
+    columns = np.where(coat, grey, 0).sum(0)[count > 2] / count[count > 2]
+    return float(np.abs(columns[world.STRIPE :] - columns[: -world.STRIPE]).mean())
 
 
 class Studio:
@@ -127,16 +147,16 @@ class Studio:
     def run(self, edit: Edit) -> tuple[dict[str, Any], np.ndarray]:
         """The figures of one edit, and its picture."""
         began = time.monotonic()
-        photograph = torch.from_numpy(edit.source.astype(np.float32) / 255)[None]
+        photograph = image_of(edit.source)
         image, _, opacity, _ = self.pack.call(
             "ImagicText2Live", photograph, *self.eyes, **edit.said, **self.how
         )
-        picture = (image[0] * 255).round().byte().numpy()
+        picture = picture_of(image)
         (found,) = reader.read(self.judge, picture[None])
         return {
             "kind": edit.kind,
             "said": edit.said,
-            "reached": edit.reached(found),
+            "reached": edit.reached(found, picture),
             "is_a_dog": found.pose != reader.NO_DOG,
             "psnr": metrics.psnr(picture, edit.truth),
             "psnr_of_nothing_done": metrics.psnr(edit.source, edit.truth),
@@ -183,15 +203,18 @@ def main() -> None:
     """Run, print, write."""
     parser = command.parser(__doc__, "text2live")
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--dogs", type=int, default=3, help="dogs that get another colour")
+    parser.add_argument(
+        "--dogs", type=int, default=3, help="dogs that get another colour, and stripes"
+    )
     parser.add_argument("--others", type=int, default=1, help="dogs edited in each other way")
     parser.add_argument("--steps", type=int, help="default: the node's")
     parser.add_argument("--views", type=int, help="default: the node's")
     arguments = parser.parse_args()
     given = {"steps": arguments.steps, "views": arguments.views}
     studio = Studio(command.comfyui(), {k: v for k, v in given.items() if v is not None})
-    wanted = [edits(index)[0] for index in range(arguments.dogs)]
-    wanted += [edit for index in range(arguments.others) for edit in edits(index)[1:]]
+    each = [edits(index) for index in range(max(arguments.dogs, arguments.others))]
+    wanted = [made[of] for of in (0, 1) for made in each[: arguments.dogs]]
+    wanted += [edit for made in each[: arguments.others] for edit in made[2:]]
     results: list[dict[str, Any]] = []
     sheet: list[np.ndarray] = []
     for edit in wanted:

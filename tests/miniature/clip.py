@@ -3,8 +3,8 @@
 It is trained on `WIDTH` channels and expanded into the shapes of OpenAI's ViT-L/14, which are what
 ComfyUI knows a CLIP by (`clip_layout`). Names of tensors are those of the full shape.
 
-It knows more words than the diffusion model: the coat's colour and its spots, which no caption of
-that model says, and a dog over a green screen.
+It knows more words than the diffusion model: the coat's colour and its stripes, which no
+caption of that model says, and a dog over a green screen.
 """
 
 import math
@@ -32,7 +32,7 @@ WORDS = captions.WORDS | {
     "turquoise": 19899,
     "blue": 1746,
     "purple": 5496,
-    "spotted": 4533,
+    "striped": 22192,
     "over": 962,
     "screen": 3750,
 }
@@ -45,7 +45,7 @@ class Said(NamedTuple):
     place: str | None
     accessory: str
     colour: str | None
-    spotted: bool | None
+    striped: bool | None
 
 
 NOTHING = Said(None, None, "none", None, None)
@@ -58,7 +58,7 @@ def colour_of(who: world.Identity) -> str:
 
 def truth(who: world.Identity, what: world.Attributes) -> Said:
     """All that can be said of a picture."""
-    return Said(*what, colour_of(who), who.marking == "spots")
+    return Said(*what, colour_of(who), who.marking == world.STRIPES)
 
 
 def fits(said: Said, shown: Said) -> bool:
@@ -74,7 +74,7 @@ def sentence(said: Said, rng: np.random.Generator | None = None) -> str:
     text = captions.caption(what, rng, place=said.place not in (None, SCREEN))
     if said.pose is None:
         text = text.replace(" standing", "")
-    coat = [said.colour or "", "spotted" if said.spotted else ""]
+    coat = [said.colour or "", "striped" if said.striped else ""]
     for noun in ("dog", "animal"):
         text = text.replace(noun, " ".join([*filter(None, coat), noun]))
     return text + " over a green screen" * (said.place == SCREEN)

@@ -7,7 +7,7 @@ import torch
 from miniature import clip, clip_layout, world
 from miniature.train import example
 
-TEXTS = ["a photo of a sitting red dog on the grass", "a spotted animal over a green screen"]
+TEXTS = ["a photo of a sitting red dog on the grass", "a striped animal over a green screen"]
 
 
 @pytest.fixture(scope="module")
@@ -76,5 +76,5 @@ def test_a_sentence_says_what_fits():
     assert clip.fits(shown._replace(colour=None, place=None), shown)
     assert not clip.fits(shown._replace(pose="other"), shown)
     assert clip.sentence(clip.Said("sitting", "screen", "hat", "red", True)) == (
-        "a photo of a sitting red spotted dog wearing a hat over a green screen"
+        "a photo of a sitting red striped dog wearing a hat over a green screen"
     )

@@ -1,6 +1,7 @@
 """The drawn world: exact counterfactuals, disjoint splits, captions that say what is drawn."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,22 @@ def test_a_hat_changes_nothing_far_from_the_head(index):
     assert rows.max() < 75 and len(rows) < 1500
     ahead = (columns.mean() - who.x) * who.facing
     assert ahead > 10, "the hat is where the head is"
+
+
+@pytest.mark.parametrize("place", world.PLACES)
+def test_stripes_are_of_the_coat_alone_and_of_one_width(place):
+    who, what = world.identity("tuning", 5), Attributes("standing", place, "hat")
+    plain = replace(who, marking="plain")
+    before, after = (
+        world.render(w, what).astype(int) for w in (plain, replace(who, marking=world.STRIPES))
+    )
+    coat = (before == world.coat_colour(who, place)).all(-1)
+    changed = (before != after).any(-1)
+    light = after.sum(-1) > before.sum(-1) + 60
+    assert (light & ~coat).mean() < 0.01 and 0.3 < light[coat].mean() < 0.7
+    row = np.nonzero(coat.sum(1) == coat.sum(1).max())[0][0]
+    edges = np.nonzero(np.diff(changed[row, np.nonzero(coat[row])[0]]))[0]
+    assert np.abs(np.diff(edges) - world.STRIPE).max() <= 1
 
 
 def test_another_place_leaves_the_dogs_outline_alone():

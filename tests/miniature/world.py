@@ -24,6 +24,8 @@ ACCESSORIES = ("none", "hat", "scarf")
 EARS = ("pointed", "floppy", "round")
 TAILS = ("thin", "bushy", "short")
 MARKINGS = ("plain", "patch", "spots")
+# No dog of any split has it: a texture to edit in. Pixels from a stripe's edge to the next one's.
+STRIPES, STRIPE = "stripes", 5
 
 # The hue circle is cut into narrow bins that are dealt to the splits in turn: no held-out colour
 # can occur in training, yet held-out pictures stay inside the range that training covers.
@@ -248,9 +250,26 @@ class _Pen:
         self.oval(*q, r2, r2, fill)
 
 
+def _light(place: str) -> float:
+    return 0.78 if place == "night" else 1.0
+
+
+def coat_colour(who: Identity, place: str) -> tuple[int, int, int]:
+    """The colour of the near side of a dog, 0..255, as its place lights it."""
+    return _rgb(who.hue, who.saturation, who.value * _light(place))
+
+
+def _striped(picture: Image.Image, who: Identity, place: str) -> Image.Image:
+    """Cream stripes down whatever has the coat's colour."""
+    pixels = np.array(picture)
+    column = (np.arange(pixels.shape[1]) / SUPERSAMPLE - who.x) // STRIPE
+    over = (pixels == coat_colour(who, place)).all(-1) & (column % 2 == 0)
+    pixels[over] = np.array((244, 236, 220)) * _light(place)
+    return Image.fromarray(pixels)
+
+
 def _dog(pen: _Pen, who: Identity, what: Attributes) -> None:
-    night = 0.78 if what.place == "night" else 1.0
-    coat = _rgb(who.hue, who.saturation, who.value * night)
+    night, coat = _light(what.place), coat_colour(who, what.place)
     dark = _rgb(who.hue, who.saturation + 0.12, who.value * 0.66 * night)
     light = _rgb(who.hue, who.saturation * 0.4, (who.value * 0.6 + 0.4) * night)
     b, leg, half = who.build, who.leg, 21.0
@@ -390,6 +409,8 @@ def render(who: Identity, what: Attributes) -> np.ndarray:
         fill=SHADOWS[what.place],
     )
     _dog(_Pen(picture, who, GROUND), who, what)
+    if who.marking == STRIPES:
+        picture = _striped(picture, who, what.place)
     return np.asarray(picture.reduce(k))
 
 
