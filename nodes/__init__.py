@@ -13,6 +13,7 @@ from .interpolate_conditioning import ImagicInterpolateConditioning
 from .load_edit import ImagicLoadEdit
 from .optimize_embedding import ImagicOptimizeEmbedding
 from .photograph import offer_photograph
+from .photograph_noise import ImagicPhotographNoise
 from .project_conditioning import ImagicProjectConditioning
 from .save_edit import ImagicSaveEdit
 from .score_edits import ImagicScoreEdits
@@ -23,6 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
     ImagicFinetuneModel,
     ImagicInterpolateConditioning,
     ImagicProjectConditioning,
+    ImagicPhotographNoise,
     ImagicFinetuneStrength,
     ImagicEtaSweep,
     ImagicContactSheet,

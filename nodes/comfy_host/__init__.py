@@ -9,6 +9,7 @@ Data goes one way: a node hands its sockets to this package, gets values and a `
 ``words``        words that a model embeds by itself, and what it has made of them
 ``reading``      a sentence as the model reads it
 ``clip``         CLIP_VISION and CLIP of one space, the former with a gradient
+``own_noise``    the noise of a photograph, and a MODEL that begins with it
 ``denoiser``     the model as a
 ``trainable``    a loaded model made ready for training, and all of it undone
 ``changes``      changes of the weights in training
@@ -40,6 +41,7 @@ from .identity import (
     model_kind,
 )
 from .lora import Lora, changes_to_lora, check_lora, lora_by_part, rounded
+from .own_noise import beginning_with, noise_of
 from .photographs import read_photographs
 from .probe import DoesNotFitError
 from .reading import read_by
@@ -72,6 +74,7 @@ __all__ = [
     "as_read",
     "base_hash",
     "base_sample",
+    "beginning_with",
     "changes_to_lora",
     "check_lora",
     "check_wired",
@@ -84,6 +87,7 @@ __all__ = [
     "is_same_quantised",
     "lora_by_part",
     "model_kind",
+    "noise_of",
     "new_changes",
     "read_by",
     "read_photographs",

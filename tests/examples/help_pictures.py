@@ -73,11 +73,11 @@ class Studio:
         inputs = {"target": self.target, "optimized": self.optimized, "eta": eta}
         return [self.add("ImagicInterpolateConditioning", **inputs), 0]
 
-    def sampled(self, model: Wire, positive: Wire) -> Wire:
+    def sampled(self, model: Wire, positive: Wire, sampler: str = "euler_ancestral") -> Wire:
         """Drawn from the one seed; IMAGE."""
         latent = self.add(
             "KSampler", model=model, positive=positive, negative=self.negative,
-            latent_image=self.latent, seed=0, steps=30, cfg=3.0, sampler_name="euler_ancestral",
+            latent_image=self.latent, seed=0, steps=30, cfg=3.0, sampler_name=sampler,
             scheduler="normal", denoise=1.0,
         )  # fmt: skip
         return [self.add("VAEDecode", samples=[latent, 0], vae=self.vae), 0]
@@ -138,6 +138,18 @@ def project(s: Studio) -> Image.Image:
         mixed = s.add("ImagicProjectConditioning", **inputs)
         tiles.append((f"identity 1, edit {edit:g}", s.tuned, [mixed, 0]))
     return s.strip(*tiles)
+
+
+def noise(s: Studio) -> Image.Image:
+    """From a seed's noise to the photograph's own."""
+    labels, drawn = [], []
+    for share in (0.0, 0.5, 1.0):
+        inputs = {"as_loaded": s.loaded, "optimized": s.optimized, "image": s.latent}
+        model = s.add("ImagicPhotographNoise", model=s.tuned, share=share, **inputs)
+        drawn.append(s.sampled([model, 0], s.at(1.1), "euler"))
+        labels.append(f"share {share:g}")
+    tiles = zip(labels, s.pictures(*drawn), strict=True)
+    return contact_sheet([("your photograph", s.photograph), *tiles], TARGET)
 
 
 def strength(s: Studio) -> Image.Image:
@@ -204,6 +216,7 @@ PICTURES: dict[str, Callable[[Studio], Image.Image]] = {
     "ImagicFinetuneModel": finetune,
     "eta": interpolate,
     "ImagicProjectConditioning": project,
+    "ImagicPhotographNoise": noise,
     "ImagicFinetuneStrength": strength,
     "ImagicEtaSweep": sweep,
     "ImagicContactSheet": compared,

@@ -271,7 +271,8 @@ def test_from_its_own_noise_the_photograph_returns_and_at_another_eta_the_senten
         # Nothing is learned: what returns the photograph is its noise alone.
         "ImagicOptimizeEmbedding": {"steps": 1, "batch_size": 1, "learning_rate": 0.0},
         "ImagicFinetuneModel": {"steps": 1, "batch_size": 1, "learning_rate": 0.0},
-        "KSamplerAdvanced": {"steps": 50, "cfg": 1.0},
+        "ImagicPhotographNoise": {"share": 1.0},
+        "KSampler": {"steps": 50, "cfg": 1.0},
     }
     prompt = example(client, "imagic_inversion", miniature | changes)
     same = with_round_trip(prompt)

@@ -59,41 +59,25 @@ def imagic_inversion() -> Workflow:
     g = given(w)
     optimized, tuned = learned(w, g.checkpoint, g.target, g.latent)
 
-    title = "From the photograph to its noise"
-    w.column(title)
-    w.note(
-        "**The noise from which the model, as loaded, would have drawn your photograph.** It "
-        "knows where the sun and the clouds are; a seed's noise does not.\n\nFor models that "
-        "predict noise or v: Stable Diffusion 1.x, 2.x, XL.",
-        (320, 170),
-    )
-    sigmas = w.node(
-        "BasicScheduler", (320, 0), model=g.checkpoint["MODEL"], scheduler="normal", steps=50
-    )
-    flipped = w.node("FlipSigmas", (320, 0), sigmas=sigmas["SIGMAS"])
-    # of second order: what Euler's steps of this number find is far from noise
-    heun = w.node("KSamplerSelect", (320, 0), sampler_name="heun")
-    noise = w.node(
-        "SamplerCustom", (320, 0), model=g.checkpoint["MODEL"], add_noise=False, cfg=1.0,
-        positive=optimized["optimized"], negative=g.negative, sampler=heun["SAMPLER"],
-        sigmas=flipped["SIGMAS"], latent_image=g.latent, control_after_generate="fixed",
-    )  # fmt: skip
-
     mix = mixed(
         w, g.target, optimized["optimized"],
-        "**eta** goes from your photograph (0) to your sentence (1). From the photograph's own "
-        "noise the edit comes at a higher eta than from a seed's.\n\n"
-        "- Too little has changed: raise it.\n- The photograph is lost: lower it.\n"
-        "- It comes at no eta: draw from a seed's noise, as *Edit a photograph* does.\n\n"
-        "A new eta does not train again: change it and run.",
+        "**Half of the noise is the one from which the model, as loaded, would have drawn your "
+        "photograph.** It knows where the sun and the clouds are; a seed's noise does not.\n\n"
+        "- **eta** goes from your photograph (0) to your sentence (1).\n"
+        "- **share**: how much of the noise is the photograph's. More moves elsewhere than it "
+        "should: raise it. The edit comes at no eta: lower it.\n"
+        "- Keep a sampler that adds no noise of its own: *euler*, *dpmpp_2m*.\n\n"
+        "A new eta or share does not train again: change it and run.",
         eta=1.1,
     )  # fmt: skip
-    edit = w.node(
-        "KSamplerAdvanced", (320, 0), model=tuned["model"], positive=mix["conditioning"],
-        negative=g.negative, latent_image=noise["output"], add_noise="disable", steps=30, cfg=4.0,
-        sampler_name="euler", scheduler="normal", control_after_generate="fixed",
+    begun = w.node(
+        "ImagicPhotographNoise", (320, 0), model=tuned["model"], as_loaded=g.checkpoint["MODEL"],
+        optimized=optimized["optimized"], image=g.latent,
     )  # fmt: skip
-    shown(w, EDIT, edit["LATENT"], g.checkpoint["VAE"], "imagic_inversion")
+    drawn = sampled(
+        w, begun["model"], mix["conditioning"], g.negative, g.latent, sampler_name="euler"
+    )
+    shown(w, EDIT, drawn, g.checkpoint["VAE"], "imagic_inversion")
     return w
 
 
