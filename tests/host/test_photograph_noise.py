@@ -97,8 +97,8 @@ def test_the_last_one_counts_and_what_comes_in_stays(nodes, model, wired):
     kept = copy.deepcopy((text, image))
     first = begun(nodes, model, text, given.latent(seed=3), 1.0)
     wrappers = copy.copy(first.wrappers)
-    again = begun(nodes, model, text, image, 1.0, tuned=first)
-    expected = begun(nodes, model, text, image, 1.0)
+    again = begun(nodes, model, text, image, 0.5, tuned=first)
+    expected = begun(nodes, model, text, image, 0.5)
     empty = {"samples": torch.zeros(1, 4, 8, 8)}
     pictures = [draw(nodes, m, text, empty) for m in (again, expected, first)]
     assert pictures[0].equal(pictures[1]) and not pictures[0].equal(pictures[2])
