@@ -18,7 +18,6 @@ seeds, none but the miniature's: its words are those that the miniature's CLIP k
 """
 
 import dataclasses
-import itertools
 import json
 import sys
 import time
@@ -41,7 +40,7 @@ from machine import imagic, in_process
 from miniature import build, clip, clip_layout, metrics
 from PIL import Image
 
-from benchmarks import command, living
+from benchmarks import command, edit_tables, living
 
 STEPS, SCHEDULER, SEEDS = 50, "normal", (11, 12, 13, 14)
 ETAS, DEFAULT_ETA = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), 0.9
@@ -289,101 +288,10 @@ METHODS = {
 }
 
 
-NAMES = {
-    "imagic": "Imagic",
-    "imagic, inverted": "Imagic from the photograph's own noise (*06 Keep what is around*)",
-    "imagic, fast": "Imagic by recipe `fast`",
-    "imagic, paper": "Imagic by the paper's recipe",
-    "sdedit": "SDEdit",
-    "ddib": "DDIB, which is told what the photograph shows",
-    "nothing done": "the photograph, nothing done",
-    "ceiling": "the truth, through the autoencoder",
-}
-
-
 def choose(method: Method, reached: dict[float, bool]) -> float:
     """The one rule, from which settings of the grid reach the edit."""
     good = [setting for setting in sorted(reached) if reached[setting]]
     return good[min(method.take, len(good) - 1)] if good else method.default
-
-
-def best(results: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """Of each edit's seeds the one that a user would take, who does not know the truth."""
-
-    def take(seeds: list[dict]) -> dict:
-        taken = max(seeds, key=lambda e: (e["reached"], e["likeness"]))
-        return {**taken, "seed": None}
-
-    return {
-        name: [take(list(seeds)) for _, seeds in itertools.groupby(each, lambda e: e["edit"])]
-        for name, each in results.items()
-    }
-
-
-def table(results: dict[str, list[dict]]) -> dict[str, dict]:
-    """Mean figures of each method."""
-    rows = {}
-    for name, each in results.items():
-        row = {
-            "success": float(np.mean([e["reached"] for e in each])),
-            "kept": float(np.mean([e["reached"] and e["kept"] for e in each])),
-            "seen_by_clip": float(np.mean([e["seen"] for e in each])),
-            "psnr_to_truth": float(np.mean([e["psnr"] for e in each])),
-            "ssim_to_truth": float(np.mean([e["ssim"] for e in each])),
-        }
-        for rival in ("sdedit", "ddib"):
-            if rival in results and rival != name:
-                # Of the edits that both have: what is dear was perhaps asked of fewer.
-                theirs = {(e["edit"], e["seed"]): e["psnr"] for e in results[rival]}
-                both = [(e["psnr"], theirs.get((e["edit"], e["seed"]))) for e in each]
-                nearer = [own > other for own, other in both if other is not None]
-                row[f"nearer_than_{rival}"] = float(np.mean(nearer))
-        if name.startswith("imagic"):
-            for figure in ("reconstruction", "autoencoder"):
-                row[f"{figure}_psnr"] = float(np.mean([e[figure] for e in each]))
-        rows[name] = row
-    return rows
-
-
-def for_readme(rows: dict[str, dict]) -> str:
-    """The README's table, of the methods that were run."""
-    lines = [
-        "| | edit reached | and all else judged kept | PSNR to the truth | nearer to it than SDEdit"
-        " | than DDIB | PSNR at eta 0 |",
-        "|" + " --- |" * 7,
-    ]
-    for name, label in NAMES.items():
-        if name in rows:
-            row = rows[name]
-            share = [row["success"], row["kept"]]
-            beside = [row.get(f"nearer_than_{rival}") for rival in ("sdedit", "ddib")]
-            percent = ["" if s is None else f"{100 * s:.0f} %" for s in (*share, *beside)]
-            decibel = [
-                f"{row[figure]:.1f} dB" if figure in row else ""
-                for figure in ("psnr_to_truth", "reconstruction_psnr")
-            ]
-            cells = [label, *percent[:2], decibel[0], *percent[2:], decibel[1]]
-            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
-    return "\n".join(lines) + "\n"
-
-
-def show(results: dict[str, list[dict]]) -> None:
-    """Print both tables."""
-    for title, rows in (
-        ("mean over the seeds", table(results)),
-        ("of all seeds one taken", table(best(results))),
-    ):
-        print(title)
-        _show(rows)
-
-
-def _show(rows: dict[str, dict]) -> None:
-    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
-    width = max(map(len, rows))
-    print(" | ".join(["method".ljust(width), *columns]))
-    for name, row in rows.items():
-        cells = [(f"{row[c]:.3f}" if c in row else "").ljust(len(c)) for c in columns]
-        print(" | ".join([name.ljust(width), *cells]))
 
 
 def run(host: Host, edit: Any, method: str, judge: Any) -> tuple[list[dict], list[np.ndarray]]:
@@ -428,31 +336,6 @@ def score(
     return found, [grid[0.0], grid[setting]]
 
 
-def write(path: Path, results: dict[str, list[dict]], network: str) -> None:
-    """The table and all that it is made of."""
-    command.write(
-        path,
-        {
-            "methods": table(results),
-            "best_of_seeds": table(best(results)),
-            "edits": results,
-            "network": network,
-        },
-    )
-
-
-def merge(parts: list[Path]) -> tuple[dict[str, list[dict]], str]:
-    """The results of several parts, edits in order."""
-    results: dict[str, list[dict]] = {}
-    for part in parts:
-        said = json.loads(part.read_text())
-        for name, each in said["edits"].items():
-            results.setdefault(name, []).extend(each)
-    return {n: sorted(each, key=lambda e: (e["edit"], e["seed"])) for n, each in results.items()}, (
-        said["network"]
-    )
-
-
 def main() -> None:
     """Run, print, write."""
     parser = command.parser(__doc__, "counterfactual")
@@ -473,11 +356,9 @@ def main() -> None:
     parser.add_argument("--world", type=Path, default=TESTS / "miniature" / "edits.py")
     arguments = parser.parse_args()
     if arguments.merge:
-        merged, network = merge(arguments.merge)
-        write(arguments.json, merged, network)
-        show(merged)
-        if arguments.readme:
-            command.into_readme("counterfactual", for_readme(table(merged)))
+        merged, network = edit_tables.merge(arguments.merge)
+        edit_tables.write(arguments.json, merged, network)
+        edit_tables.show(merged, into_readme=arguments.readme)
         return
     if arguments.living and arguments.checkpoint:
         parser.error("--living knows the miniature's own checkpoint only")
@@ -497,12 +378,10 @@ def main() -> None:
             print(name, json.dumps(found), flush=True)
         sheet.append(np.concatenate(shown, axis=1))
         # after every edit, so that a run cut short is not lost
-        write(arguments.json, results, network)
+        edit_tables.write(arguments.json, results, network)
         if arguments.sheet:
             Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
-    show(results)
-    if arguments.readme:
-        command.into_readme("counterfactual", for_readme(table(results)))
+    edit_tables.show(results, into_readme=arguments.readme)
     print(f"each edit's figures: {arguments.json.absolute()}")
 
 

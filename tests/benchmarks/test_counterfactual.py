@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from miniature import edits, world
 
-from benchmarks import counterfactual, samples
+from benchmarks import counterfactual, edit_tables, samples
 from imagic_core import finetune
 
 REACHED = {0.9: True, 0.3: False, 0.7: True, 0.5: True}
@@ -56,7 +56,7 @@ def test_table_compares_edit_by_edit_and_kept_needs_reached():
             for number, p in enumerate(psnrs)
         ]
 
-    rows = counterfactual.table(
+    rows = edit_tables.table(
         {
             "imagic": found(20, 10, 16, 16),
             "sdedit": found(15, 15, 15, 17),
@@ -69,7 +69,7 @@ def test_table_compares_edit_by_edit_and_kept_needs_reached():
     assert rows["imagic"]["psnr_to_truth"] == 15.5
     assert rows["nothing done"]["success"] == rows["nothing done"]["kept"] == 0
     assert "nearer_than_sdedit" not in rows["sdedit"]
-    lines = counterfactual.for_readme(rows).splitlines()
+    lines = edit_tables.for_readme(rows).splitlines()
     assert lines[2] == "| Imagic | 100 % | 100 % | 15.5 dB | 50 % | | 20.0 dB |"
     assert [line.split(" | ")[0][2:] for line in lines[3:]] == [
         "Imagic by the paper's recipe",
@@ -106,7 +106,7 @@ def test_parts_put_together_are_the_whole(tmp_path):
         }
 
     for part, numbers in (("a", (2, 1)), ("b", (0, 3))):
-        counterfactual.write(
+        edit_tables.write(
             tmp_path / part,
             {
                 "sdedit": [one(n, 10.0 + n) for n in numbers],
@@ -114,10 +114,10 @@ def test_parts_put_together_are_the_whole(tmp_path):
             },
             "some",
         )
-    results, network = counterfactual.merge([tmp_path / "a", tmp_path / "b"])
+    results, network = edit_tables.merge([tmp_path / "a", tmp_path / "b"])
     assert network == "some"
     assert [e["psnr"] for e in results["sdedit"]] == [10, 11, 12, 13]
-    rows = counterfactual.table(results)
+    rows = edit_tables.table(results)
     assert rows["sdedit"]["nearer_than_ddib"] == 0.5
     assert rows["ddib"]["psnr_to_truth"] == 11
 
@@ -138,7 +138,7 @@ def test_of_an_edits_seeds_the_one_is_taken_that_reaches_it_and_is_most_like_the
     def one(edit, reached, likeness, psnr):
         return {"edit": edit, "reached": reached, "likeness": likeness, "psnr": psnr}
 
-    taken = counterfactual.best(
+    taken = edit_tables.best(
         {
             "imagic": [
                 one("a", False, 0.9, 1),
