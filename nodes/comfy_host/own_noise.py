@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,13 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..errors import BadInputError
-from .sockets import Conditioning, Latent, Model
+from .sockets import LOGGER, Conditioning, Latent, Model
 
 STEPS = 20
 """Of the flow back. More, or a solver of higher order, were measured to draw the same edits."""
 
 _KEY = "imagic_own_noise"
+_ADDS_NOISE = re.compile("ancestral|sde|ddpm|lcm")
 
 
 def noise_of(model: Model, conditioning: Conditioning, image: Latent) -> Tensor:
@@ -94,6 +96,13 @@ class _Beginning:
         sampling = executor.class_obj.model_patcher.get_model_object("model_sampling")
         if sigmas[0] > 0.999 * float(sampling.sigma_max) and noise.count_nonzero():
             noise = self.mixed(noise)
+            name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+            if _ADDS_NOISE.search(name):
+                LOGGER.warning(
+                    "Imagic Photograph's Noise: the sampler (%s) adds noise of its own at each "
+                    "step, so little of the photograph's is left; choose euler or dpmpp_2m",
+                    name.removeprefix("sample_"),
+                )
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
     def mixed(self, noise: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What Text2LIVE can change: colour, texture, place, accessory and pose, with a known truth.
 
     python tests/benchmarks/text2live.py [--json OUT.json] [--sheet OUT.png] [--dogs N] [--others N]
-                     [--steps N] [--views N]
+                     [--steps N] [--views N] [--readme]
 
 The node of the pack in the real host, with the miniature's CLIP, on dogs that neither CLIP nor the
 judge has ever seen: another colour and stripes for each, the other kinds of edit for some. The
@@ -189,12 +189,18 @@ def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def as_rows(kinds: list[dict[str, Any]]) -> str:
-    """The means of each kind as the README's table has them."""
-    return "\n".join(
+def as_table(kinds: list[dict[str, Any]]) -> str:
+    """The means of each kind, as the README's table."""
+    head = (
+        "| what was asked for | the judge finds it | still a dog | PSNR to the truth | of the "
+        "photograph to the truth | cosine to the sentence, gained | opacity, mean |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    return head + "".join(
         f"| {NAMES[k['kind']]} | {k['reached'] * k['edits']:.0f} of {k['edits']} "
         f"| {k['is_a_dog'] * k['edits']:.0f} of {k['edits']} | {k['psnr']:.1f} dB "
-        f"| {k['psnr_of_nothing_done']:.1f} dB | {k['toward_sentence']:.2f} | {k['opacity']:.2f} |"
+        f"| {k['psnr_of_nothing_done']:.1f} dB | {k['toward_sentence']:.2f} "
+        f"| {k['opacity']:.2f} |\n"
         for k in kinds
     )
 
@@ -209,6 +215,7 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=1, help="dogs edited in each other way")
     parser.add_argument("--steps", type=int, help="default: the node's")
     parser.add_argument("--views", type=int, help="default: the node's")
+    parser.add_argument("--readme", action="store_true", help="write the table into the README")
     arguments = parser.parse_args()
     given = {"steps": arguments.steps, "views": arguments.views}
     studio = Studio(command.comfyui(), {k: v for k, v in given.items() if v is not None})
@@ -227,7 +234,9 @@ def main() -> None:
         command.write(arguments.json, measured)
         if arguments.sheet:
             Image.fromarray(np.concatenate(sheet)).save(arguments.sheet)
-    print(as_rows(table(results)))
+    print(as_table(table(results)))
+    if arguments.readme:
+        command.into_readme("text2live", as_table(table(results)))
 
 
 if __name__ == "__main__":

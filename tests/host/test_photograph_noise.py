@@ -85,6 +85,15 @@ def test_what_goes_on_from_a_picture_or_brings_no_noise_is_left(nodes, model, wi
     assert drawn[0].equal(drawn[1])
 
 
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde"])
+def test_a_sampler_that_adds_noise_of_its_own_is_told_of(nodes, model, wired, sampler, caplog):
+    text, image = wired
+    own, empty = begun(nodes, model, text, image, 0.5), {"samples": torch.zeros(1, 4, 8, 8)}
+    nodes.call("KSampler", own, 5, 2, 1.0, sampler, "simple", text, text, empty, 1.0)
+    told = f"({sampler}) adds noise of its own" in caplog.text
+    assert told == (sampler in ("euler_ancestral", "dpmpp_2m_sde"))
+
+
 def test_another_size_is_refused_by_name(nodes, model, wired):
     text, image = wired
     own = begun(nodes, model, text, image, 0.5)
