@@ -83,7 +83,8 @@ def edits(index: int) -> list[Edit]:
     }
     before, source = Said(*now, None, None), world.render(who, now)
     striped = world.render(dataclasses.replace(who, marking=world.STRIPES), now)
-    coat = (source == world.coat_colour(who, now.place)).all(-1)
+    plain = world.render(dataclasses.replace(who, marking="plain"), now)
+    coat = (plain == world.coat_colour(who, now.place)).all(-1)
 
     def has_stripes(_: reader.Reading, picture: np.ndarray) -> bool:
         return alternation(picture, coat) >= STRIPED * alternation(striped, coat)
