@@ -108,6 +108,10 @@ def install_upscaler(model: Any, vae: Any) -> None:
 
 def install(model: Any, checkpoint: Path, folder: Path = asset.FOLDER) -> None:
     """Put the living network into a MODEL that the host has loaded from `checkpoint`."""
+    import comfy.model_management
+
+    # What was put into the weights of a network that is to go would be taken out of this one.
+    comfy.model_management.unload_all_models()
     about, _, _ = asset.read(folder)
     network = Living(layout.Shape(**about["shape"]), checkpoint)
     model.model.diffusion_model = network.requires_grad_(False).eval()
