@@ -18,7 +18,7 @@ def test_best_rate_is_never_outside_of_what_was_tried(values, expected):
     assert transfer.vertex(RATES, values) == expected
 
 
-def test_a_row_is_the_mean_over_edits_of_all_rates_and_none_where_one_is_missing():
+def test_a_row_is_the_mean_over_the_edits_that_have_all_rates():
     way = str(transfer.WAYS[1])
 
     def cell(edit, rate, psnr):
@@ -29,3 +29,9 @@ def test_a_row_is_the_mean_over_edits_of_all_rates_and_none_where_one_is_missing
     (row,) = transfer.summary(measured)
     assert (row["network"], row["way"], row["psnr"]) == ("once", way, [15.0] * 5)
     assert transfer.summary([c for c in measured if c["rate"] != 1.0]) == []
+    (part,) = transfer.summary([c for c in measured if (c["edit"], c["rate"]) != ("b", 1.0)])
+    assert part["psnr"] == [10.0] * 5
+    lines = transfer.for_readme([row]).splitlines()
+    assert lines[-1] == (
+        f"| once | {way} | 0.25 | 15.0, 15.0, 15.0, 15.0, 15.0 | 30.0, 30.0, 30.0, 30.0, 30.0 |"
+    )

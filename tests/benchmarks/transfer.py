@@ -1,6 +1,6 @@
 """Whether one learning rate of stage B serves networks of any width, any rank, any method.
 
-    python tests/benchmarks/transfer.py --work DIR [--json OUT.json] [--edits N]
+    python tests/benchmarks/transfer.py --work DIR [--json OUT.json] [--edits N] [--readme]
 
 Three networks draw the miniature's world: its own; one of half its living channels, trained first
 from nothing; one of twice as many, trained first from the miniature and new channels that nothing
@@ -16,6 +16,7 @@ PSNR to the truth and those of both neighbours. What was measured is not measure
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -158,13 +159,15 @@ def vertex(rates: list[float], values: list[float]) -> float:
 
 
 def summary(cells: list[dict]) -> list[dict]:
-    """A row for each network and way: over its rates, the means of all edits."""
+    """A row for each network and way: over its rates, the means of the edits that have all."""
     rows = []
     for width in WIDTHS:
         for way in map(str, WAYS):
             mine = [c for c in cells if (c["network"], c["way"]) == (width, way)]
+            tried = Counter(c["edit"] for c in mine)
+            mine = [c for c in mine if tried[c["edit"]] == len(FACTORS)]
             rates = sorted({c["rate"] for c in mine})
-            if len(rates) < len(FACTORS):
+            if not mine:
                 continue
             means = {
                 figure: [float(np.mean([c[figure] for c in mine if c["rate"] == r])) for r in rates]
@@ -182,6 +185,24 @@ def show(rows: list[dict]) -> None:
         print(f"{row['network']:6} {row['way']:20} best at {row['best'] / default:.2f} x {default}")
         for figure in ("psnr", "reconstruction", "kept", "left"):
             print(f"    {figure:15}", *(f"{value:7.2f}" for value in row[figure]))
+
+
+def for_readme(rows: list[dict]) -> str:
+    """The README's table: a line for each network and way."""
+    factors = ", ".join(f"{factor:g}" for factor in FACTORS)
+    lines = [
+        "| network | stage B | best rate | PSNR to the truth at "
+        f"{factors} of the default | at eta 0 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        best = row["best"] / row["rates"][len(FACTORS) // 2]
+        truth, again = (
+            ", ".join(f"{value:.1f}" for value in row[figure])
+            for figure in ("psnr", "reconstruction")
+        )
+        lines.append(f"| {row['network']} | {row['way']} | {best:.2f} | {truth} | {again} |")
+    return "\n".join(lines) + "\n"
 
 
 def cells(known: list[dict], work: Path, count: int) -> Iterator[dict]:
@@ -213,6 +234,7 @@ def main() -> None:
     parser = command.parser(__doc__, "transfer")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--edits", type=int, default=2)
+    parser.add_argument("--readme", action="store_true", help="write the table into the README")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     measured = json.loads(given.json.read_text())["cells"] if given.json.exists() else []
@@ -221,6 +243,8 @@ def main() -> None:
         measured.append(cell)
         command.write(given.json, {"rows": summary(measured), "cells": measured})
     show(summary(measured))
+    if given.readme:
+        command.into_readme("transfer", for_readme(summary(measured)))
 
 
 if __name__ == "__main__":
