@@ -15,6 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..errors import BadInputError
+from .probe import REFUSALS
 from .sockets import LOGGER, Conditioning, Latent, Model
 
 STEPS = 20
@@ -34,6 +35,9 @@ def noise_of(model: Model, conditioning: Conditioning, image: Latent) -> Tensor:
         model: MODEL; it is sampled, and left as it is.
         conditioning: under which it draws the photograph, as e_opt.
         image: LATENT that ``read_photographs`` takes.
+
+    Raises:
+        BadInputError: the model takes no such conditioning, or no such picture.
     """
     sampling = model.get_model_object("model_sampling")
     samples = comfy.sample.fix_empty_latent_channels(model, image["samples"])
@@ -41,21 +45,30 @@ def noise_of(model: Model, conditioning: Conditioning, image: Latent) -> Tensor:
     # Samplers divide by the first, and the host by what the last leaves of the picture.
     sigmas[0] = 1e-3 * sigmas[1]
     sigmas[-1] *= 0.999
-    found = comfy.samplers.sample(
-        model,
-        torch.zeros_like(samples),
-        conditioning,
-        conditioning,
-        1.0,
-        model.load_device,
-        comfy.samplers.sampler_object("euler"),
-        sigmas,
-        model.model_options,
-        latent_image=samples,
-        callback=latent_preview.prepare_callback(model, STEPS),
-        disable_pbar=True,
-        seed=0,
-    )
+    try:
+        found = comfy.samplers.sample(
+            model,
+            torch.zeros_like(samples),
+            conditioning,
+            conditioning,
+            1.0,
+            model.load_device,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            model.model_options,
+            latent_image=samples,
+            callback=latent_preview.prepare_callback(model, STEPS),
+            disable_pbar=True,
+            seed=0,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        raise BadInputError(
+            f"'as_loaded' cannot draw an 'image' of {tuple(samples.shape)} under 'optimized'; wire "
+            "the model and the photograph that Imagic Optimize Embedding was given, and its "
+            f"output. The model said: {error}"
+        ) from error
     x, last = model.model.process_latent_in(found.float().cpu()), sigmas[-1].cpu()
     none = torch.zeros_like(x)
     x = sampling.noise_scaling(last, none, x)

@@ -101,6 +101,15 @@ def test_another_size_is_refused_by_name(nodes, model, wired):
         draw(nodes, own, text, {"samples": torch.zeros(1, 4, 12, 8)})
 
 
+def test_a_sentence_of_another_model_is_refused_before_anything_is_drawn(nodes, model, wired):
+    _, image = wired
+    told = r"Imagic Photograph's Noise: .*\(1, 4, 8, 8\) under 'optimized'; wire the model"
+    with pytest.raises(ValueError, match=told):
+        begun(nodes, model, given.conditioning(width=2048), image, 0.5)
+    with pytest.raises(ValueError, match="Imagic Photograph's Noise: 'image' is an empty latent"):
+        begun(nodes, model, wired[0], {"samples": torch.zeros(1, 4, 8, 8)}, 0.5)
+
+
 def test_the_last_one_counts_and_what_comes_in_stays(nodes, model, wired):
     text, image = wired
     kept = copy.deepcopy((text, image))
