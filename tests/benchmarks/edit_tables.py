@@ -10,7 +10,7 @@ from benchmarks import command
 
 NAMES = {
     "imagic": "Imagic",
-    "imagic, inverted": "Imagic from the photograph's own noise (*06 Keep what is around*)",
+    "imagic, inverted": "Imagic, half of the noise the photograph's (*06 Keep what is around*)",
     "imagic, fast": "Imagic by recipe `fast`",
     "imagic, paper": "Imagic by the paper's recipe",
     "sdedit": "SDEdit",
@@ -76,7 +76,7 @@ def for_readme(rows: dict[str, dict]) -> str:
                 for figure in ("psnr_to_truth", "reconstruction_psnr")
             ]
             cells = [label, *percent[:2], decibel[0], *percent[2:], decibel[1]]
-            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+            lines.append("|" + "".join(f" {cell} |" if cell else " |" for cell in cells))
     return "\n".join(lines) + "\n"
 
 
