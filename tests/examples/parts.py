@@ -149,11 +149,16 @@ ETA_NOTE = (
 
 
 def mixed(
-    w: Workflow, target: Output, optimized: Output, note: str = ETA_NOTE, **settings: Any
+    w: Workflow,
+    target: Output,
+    optimized: Output,
+    note: str = ETA_NOTE,
+    height: int = 250,
+    **settings: Any,
 ) -> Node:
-    """Begin the column of stage C."""
+    """Begin the column of stage C, with a note of that height."""
     w.column(EDIT)
-    w.note(note, (320, 250))
+    w.note(note, (320, height))
     return w.node(
         "ImagicInterpolateConditioning", (320, 0), target=target, optimized=optimized, **settings
     )

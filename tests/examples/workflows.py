@@ -68,7 +68,7 @@ def imagic_inversion() -> Workflow:
         "should: raise it. The edit comes at no eta: lower it.\n"
         "- Keep a sampler that adds no noise of its own: *euler*, *dpmpp_2m*.\n\n"
         "A new eta or share does not train again: change it and run.",
-        eta=1.1,
+        height=300, eta=1.1,
     )  # fmt: skip
     begun = w.node(
         "ImagicPhotographNoise", (320, 0), model=tuned["model"], as_loaded=g.checkpoint["MODEL"],

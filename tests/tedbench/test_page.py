@@ -100,7 +100,12 @@ def test_planted_preference_comes_out_and_a_reload_keeps_it(
             before = rates(opened)
             assert before["both"][2] == "12"
             assert before["DDIB"] == expected(seen["ddib"], seen["ddib"])
-            opened.reload()
+            # Chromium hands what is stored to the next process in its own time: under load, and no
+            # person's click after the last one, a reload can come before.
+            for _ in range(20):
+                opened.reload()
+                if rates(opened) == before:
+                    break
             assert rates(opened) == before
     assert opened.locator("#end").is_visible() and not opened.locator("#ask").is_visible()
     assert opened.locator("#rates").is_visible()
