@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import comfy.sample
 import comfy.samplers
 import latent_preview
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ..errors import BadInputError
@@ -98,7 +97,7 @@ class _Beginning:
 
     def __call__(
         self,
-        executor: Callable[..., Tensor],
+        executor: WrapperExecutor,
         noise: Tensor,
         latent_image: Tensor,
         sampler: Any,
