@@ -28,7 +28,7 @@ def noise_of(model: Model, conditioning: Conditioning, image: Latent) -> Tensor:
     """The noise [B, C, ...] in units of a seed's, from which ``model`` draws ``image``.
 
     It is where the probability flow ends that is followed from the picture to the noise: the first
-    half of DDIB (Su et al., 2023, section 3.1), under ``conditioning`` and without guidance.
+    half of DDIB (Su et al., 2023), under ``conditioning`` and without guidance.
 
     Args:
         model: MODEL; it is sampled, and left as it is.
