@@ -2,7 +2,7 @@
 
     python tests/benchmarks/counterfactual.py [--json OUT.json] [--sheet OUT.png] [--edits N]
                      [--part K/N | --merge PARTS] [--methods NAME ...] [--living]
-                     [--checkpoint FILE] [--world FILE.py]
+                     [--checkpoint FILE] [--world FILE.py] [--readme]
 
 Imagic's eta and SDEdit's strength follow one rule for all pictures. SDEdit takes the lowest on the
 grid at which the judge sees the asked attribute, which of all such rules served it best on the
