@@ -202,28 +202,31 @@ def mixes(
     return {eta: host.pack.interpolate(target, optimized, eta)[0] for eta in etas}
 
 
+def over_eta(
+    host: Host, model: Any, mixed: dict[float, Any], image: dict, how: tuple[str, float]
+) -> Drawn:
+    """KSampler at each eta from each seed, by a sampler and its guidance."""
+    return {
+        seed: {eta: host.sample(model, e, image, *how, seed) for eta, e in mixed.items()}
+        for seed in SEEDS
+    }
+
+
 def imagic_seeded(host: Host, edit: Any, recipe: str = "as set") -> Drawn:
     """All stages, and KSampler from the seed's noise."""
     optimized, model = learn(host, edit, recipe)
-    image, mixed = host.encode(edit.source), mixes(host, edit, optimized)
-    return {
-        seed: {eta: host.sample(model, e, image, *IMAGIC, seed) for eta, e in mixed.items()}
-        for seed in SEEDS
-    }
+    return over_eta(host, model, mixes(host, edit, optimized), host.encode(edit.source), IMAGIC)
 
 
 def imagic_inverted(host: Host, edit: Any) -> Drawn:
     """All stages, and KSampler from the seed's noise mixed with the photograph's own."""
     optimized, tuned = learn(host, edit)
-    image, mixed = host.encode(edit.source), mixes(host, edit, optimized, OWN_ETAS)
+    image = host.encode(edit.source)
     inputs = host.pack.defaults("ImagicPhotographNoise")
     (model,) = host.pack.call(
         "ImagicPhotographNoise", tuned, host.model, optimized, image, **inputs
     )
-    return {
-        seed: {eta: host.sample(model, e, image, *INVERTED, seed) for eta, e in mixed.items()}
-        for seed in SEEDS
-    }
+    return over_eta(host, model, mixes(host, edit, optimized, OWN_ETAS), image, INVERTED)
 
 
 def sdedit(host: Host, edit: Any) -> Drawn:
